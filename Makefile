@@ -1,0 +1,76 @@
+# Everything one does with birdtap's source. `make` alone lists the targets.
+
+# A go older than the toolchain line of go.mod fetches the right one by itself,
+# unless the environment says otherwise.
+export GOTOOLCHAIN ?= auto
+
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+FUZZTIME ?= 10s
+
+TOOL := go tool -modfile=.ci/tools.mod
+
+.DEFAULT_GOAL := help
+
+##@ Build and try
+
+.PHONY: build
+build: ## Build bin/birdtap, static
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)' -o bin/birdtap ./cmd/birdtap
+
+.PHONY: demo
+demo: build ## Play the demo: real daemon, fake vendors, faults; fails if a receipt is lost
+	bin/birdtap demo
+
+##@ Test
+
+.PHONY: test
+test: ## Unit tests; no Docker, no network
+	go test -timeout 3m ./...
+
+.PHONY: race
+race: ## The same under the race detector
+	go test -race -timeout 10m ./...
+
+.PHONY: integration
+integration: ## The whole system against real servers in containers (Docker)
+	go test -tags integration -count=1 -timeout 20m -v ./integration/...
+
+.PHONY: fuzz-smoke
+fuzz-smoke: ## Every fuzz target for FUZZTIME (10s)
+	.ci/fuzz-smoke $(FUZZTIME)
+
+.PHONY: bench
+bench: ## The benchmark: rates, latencies and their ratios
+	go run ./integration/bench
+
+##@ Check
+
+.PHONY: lint
+lint: ## All linters, formatting included
+	$(TOOL) golangci-lint run
+
+.PHONY: fmt
+fmt: ## Format the source
+	$(TOOL) golangci-lint fmt
+
+.PHONY: vuln
+vuln: ## Known vulnerabilities in what birdtap calls
+	.ci/vuln
+
+.PHONY: tidy-check
+tidy-check: ## go.mod is tidy, modules are what their checksums say
+	go mod tidy -diff
+	go mod verify
+	go mod verify -modfile=.ci/tools.mod
+
+##@ Other
+
+.PHONY: clean
+clean: ## Remove what build made
+	rm -rf bin
+
+.PHONY: help
+help: ## This list
+	@awk 'BEGIN { FS = ":.*## " } \
+		/^##@/ { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
