@@ -1,0 +1,67 @@
+package relay
+
+import (
+	"context"
+	"strconv"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/birdtap/birdtap/clevertap"
+	"github.com/birdtap/birdtap/store"
+	"github.com/birdtap/birdtap/store/storetest"
+)
+
+// nowhere accepts everything at once.
+type nowhere struct{}
+
+func (nowhere) Upload(context.Context, [][]byte) clevertap.Result {
+	return clevertap.Result{Kind: clevertap.Accepted, Status: 200}
+}
+
+// BenchmarkDrain empties a queue of b.N receipts into nowhere: what the relay itself
+// costs, without HTTP.
+func BenchmarkDrain(b *testing.B) {
+	for _, perFrame := range []int{30, 1000} {
+		b.Run(strconv.Itoa(perFrame), func(b *testing.B) {
+			s := storetest.New(b, func(o *store.Options) { o.QueueMaxBytes = 4 << 30 })
+			fill(b, s, b.N, perFrame)
+			r := New(Options{Queue: s, Uploader: nowhere{}, Embedded: true, MaxInflight: 15, DedupWindow: 2 * time.Minute, Log: zap.NewNop()})
+			ctx, stop := context.WithCancel(b.Context())
+			ended := make(chan error, 1)
+			b.ReportAllocs()
+			b.ResetTimer()
+			go func() { ended <- r.Run(ctx) }()
+			for {
+				cp, _, err := s.ReadCheckpoint(b.Context())
+				if err != nil {
+					b.Fatal(err)
+				}
+				if cp.Totals.Delivered >= uint64(b.N) { //nolint:gosec // not negative
+					break
+				}
+				<-time.After(time.Millisecond)
+			}
+			b.StopTimer()
+			stop()
+			if err := <-ended; err != nil {
+				b.Fatal(err)
+			}
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "receipts/s")
+		})
+	}
+}
+
+func fill(b *testing.B, s *store.Store, n, perFrame int) {
+	b.Helper()
+	for i := 0; i < n; i += perFrame {
+		receipts := make([]store.Receipt, 0, perFrame)
+		for j := i; j < min(n, i+perFrame); j++ {
+			receipts = append(receipts, storetest.Receipt(j))
+		}
+		if err := s.Commit(b.Context(), receipts); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

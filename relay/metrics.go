@@ -1,0 +1,120 @@
+package relay
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/birdtap/birdtap/store"
+)
+
+// metrics of the journey out. Every label value is there from the start, at zero.
+// The gauges tell of the active relay; one that stands by shows zeros.
+type metrics struct {
+	delivered, deduplicated, replayed, missing prometheus.Counter
+	deadTotal                                  *prometheus.CounterVec
+
+	depth, oldest, queueBytes, inflight, breaker, active, dedupKeys prometheus.Gauge
+
+	uploadSeconds     *prometheus.HistogramVec
+	batchRecords      prometheus.Histogram
+	checkpointSeconds prometheus.Histogram
+}
+
+// knownReasons are the labels that are there at zero; a record code that nobody has
+// seen yet joins them when it comes.
+var knownReasons = []store.Reason{
+	store.ReasonRefused, "509", "512", "513", "522", "523", "524", "525", "526", "528", "555",
+	store.ReasonHTTP400, store.ReasonHTTP413, store.ReasonUnclear, store.ReasonUnmapped, store.ReasonCorrupt,
+}
+
+func newMetrics(r prometheus.Registerer) *metrics {
+	counter := func(name, help string) prometheus.Counter {
+		c := prometheus.NewCounter(prometheus.CounterOpts{Name: "birdtap_" + name, Help: help})
+		r.MustRegister(c)
+		return c
+	}
+	gauge := func(name, help string) prometheus.Gauge {
+		g := prometheus.NewGauge(prometheus.GaugeOpts{Name: "birdtap_" + name, Help: help})
+		r.MustRegister(g)
+		return g
+	}
+	m := &metrics{
+		delivered:    counter("receipts_delivered_total", "Receipts that CleverTap accepted."),
+		deduplicated: counter("receipts_deduplicated_total", "Receipts that were copies of one within the dedup window."),
+		replayed:     counter("receipts_replayed_total", "Receipts of replays that were settled again."),
+		missing:      counter("frames_missing_total", "Frames that were gone from the queue before they were settled."),
+		depth:        gauge("queue_depth", "Receipts that wait to be delivered."),
+		oldest:       gauge("queue_oldest_seconds", "Age of the oldest receipt that waits."),
+		queueBytes:   gauge("queue_bytes", "Bytes of the frames with a receipt that waits, about."),
+		inflight:     gauge("uploads_inflight", "Calls to CleverTap in flight."),
+		breaker:      gauge("breaker_open", "1 while uploading is stopped because CleverTap fails, else 0."),
+		active:       gauge("relay_active", "1 on the active relay, 0 on one that stands by."),
+		dedupKeys:    gauge("dedup_keys", "Receipts in the dedup window; it ends early at 1,000,000."),
+		deadTotal: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "birdtap_receipts_dead_total", Help: "Receipts that went to the dead letters, by reason.",
+		}, []string{"reason"}),
+		uploadSeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "birdtap_upload_seconds", Help: "How long one call to CleverTap took, by what came of it.",
+			Buckets: prometheus.ExponentialBuckets(0.005, 2, 14), // 5 ms to 41 s
+		}, []string{"outcome"}),
+		batchRecords: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "birdtap_upload_batch_records", Help: "How many records one call carried.",
+			Buckets: []float64{1, 2, 5, 10, 20, 50, 100, 200, 500, 1000},
+		}),
+		checkpointSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "birdtap_checkpoint_seconds", Help: "How long one write of the checkpoint took.",
+			Buckets: prometheus.ExponentialBuckets(0.0001, 2, 16), // 0.1 ms to 3.3 s
+		}),
+	}
+	r.MustRegister(m.deadTotal, m.uploadSeconds, m.batchRecords, m.checkpointSeconds)
+	for _, reason := range knownReasons {
+		m.deadTotal.WithLabelValues(string(reason))
+	}
+	return m
+}
+
+func (m *metrics) settled(how ending, replay store.Replay) {
+	switch how {
+	case delivered:
+		m.delivered.Inc()
+	case deduplicated:
+		m.deduplicated.Inc()
+	case died: // counted by reason, by dead
+	}
+	if replay != store.ReplayNone {
+		m.replayed.Inc()
+	}
+}
+
+func (m *metrics) dead(reason store.Reason) { m.deadTotal.WithLabelValues(string(reason)).Inc() }
+
+// tell sets the gauges to what the term knows.
+func (m *metrics) tell(t *term, now time.Time) {
+	unread, oldest, bytes := t.survey.beyond()
+	if held := t.oldest(); !held.IsZero() {
+		oldest = held
+	}
+	age := 0.0
+	if !oldest.IsZero() {
+		age = max(0, now.Sub(oldest).Seconds())
+	}
+	open := 0.0
+	if t.pace.State() != "closed" {
+		open = 1
+	}
+	m.active.Set(1)
+	m.depth.Set(float64(int64(t.held) + unread))
+	m.oldest.Set(age)
+	m.queueBytes.Set(float64(bytes))
+	m.inflight.Set(float64(t.calls))
+	m.breaker.Set(open)
+	m.dedupKeys.Set(float64(t.dedup.Len()))
+}
+
+// idle is what a relay shows that is not active.
+func (m *metrics) idle() {
+	for _, g := range []prometheus.Gauge{m.active, m.depth, m.oldest, m.queueBytes, m.inflight, m.breaker, m.dedupKeys} {
+		g.Set(0)
+	}
+}

@@ -1,0 +1,179 @@
+package relay
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/birdtap/birdtap/store"
+)
+
+const (
+	// heldBytes bounds the receipts that the relay holds; the rest stays on the queue.
+	heldBytes = 32 << 20
+	// itemBytes is what a receipt takes beside its record.
+	itemBytes = 256
+	// readRetry is the wait after the queue could not be read.
+	readRetry = time.Second
+)
+
+// read brings the frames of the queue to the loop, in order: first what it takes to
+// go on where the last term ended, then everything from the floor on.
+func (t *term) read(ctx context.Context) {
+	for !t.recall(ctx) {
+		if ctx.Err() != nil {
+			return
+		}
+		wait(ctx, readRetry)
+	}
+	reader := t.opts.Queue.Read(t.startFloor)
+	defer reader.Close()
+	for {
+		f, err := reader.Next(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			t.log.Warn("cannot read the queue", zap.Error(err))
+			wait(ctx, readRetry)
+			continue
+		}
+		if !t.budget.take(ctx, frameCost(f)) {
+			return
+		}
+		t.send(ctx, func() { t.take(f) })
+	}
+}
+
+// recall finds the letters that outran the last checkpoint, and fills the dedup
+// window from the receipts that are kept.
+func (t *term) recall(ctx context.Context) bool {
+	died, last, err := t.opts.Queue.LettersSince(ctx, t.startDead, t.startFloor)
+	if err == nil {
+		t.send(ctx, func() { t.died, t.deadSeq = died, max(t.deadSeq, last) })
+		err = t.refill(ctx)
+	}
+	if err != nil && ctx.Err() == nil {
+		t.log.Warn("cannot read the queue", zap.Error(err))
+	}
+	return err == nil
+}
+
+// refill enters the receipts below the floor that a copy may still refer to: those
+// within the window before the oldest waiting frame.
+func (t *term) refill(ctx context.Context) error {
+	if t.opts.DedupWindow == 0 || t.startFloor == 1 {
+		return nil
+	}
+	oldest, found, err := t.opts.Queue.FrameTime(ctx, t.startFloor)
+	if err != nil {
+		return err
+	}
+	if !found {
+		oldest = time.Now()
+	}
+	since := oldest.Add(-t.opts.DedupWindow)
+	newest, found, err := t.opts.Queue.FrameTime(ctx, t.startFloor-1)
+	if err != nil || !found || newest.Before(since) {
+		return err
+	}
+	reader := t.opts.Queue.ReadSince(since)
+	defer reader.Close()
+	for {
+		f, err := reader.Next(ctx)
+		if err != nil {
+			return err
+		}
+		if f.Seq < t.startFloor {
+			t.send(ctx, func() { t.remember(f) })
+		}
+		if f.Seq >= t.startFloor-1 {
+			return nil
+		}
+	}
+}
+
+// remember enters the keys of a frame that is settled.
+func (t *term) remember(f store.Frame) {
+	for i := range f.Receipts {
+		if r := &f.Receipts[i]; r.Reason == "" {
+			t.dedup.Seen(r, store.Place{Seq: f.Seq, Index: i}, f.Time)
+		}
+	}
+}
+
+func frameCost(f store.Frame) int64 {
+	var cost int64
+	for i := range f.Receipts {
+		cost += receiptCost(&f.Receipts[i])
+	}
+	return cost
+}
+
+func receiptCost(r *store.Receipt) int64 { return int64(len(r.Record)) + itemBytes }
+
+// budget bounds the bytes held. The reader takes, the loop gives back.
+type budget struct {
+	mu    sync.Mutex
+	free  int64
+	shut  bool          // nothing is given out, whatever is free
+	moved chan struct{} // capacity 1: something was given back
+
+	returned int64 // of the loop, not yet given back
+}
+
+func newBudget(size int64) *budget { return &budget{free: size, moved: make(chan struct{}, 1)} }
+
+// take waits until n bytes are free, and returns false when ctx ends first.
+func (b *budget) take(ctx context.Context, n int64) bool {
+	for !b.try(n) {
+		select {
+		case <-b.moved:
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return true
+}
+
+func (b *budget) try(n int64) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.shut || b.free < n {
+		return false
+	}
+	b.free -= n
+	return true
+}
+
+// settle gives back what the loop has put into returned since the last time.
+func (b *budget) settle() {
+	if b.returned == 0 {
+		return
+	}
+	b.mu.Lock()
+	b.free += b.returned
+	b.mu.Unlock()
+	b.returned = 0
+	b.wake()
+}
+
+// setShut closes or opens the budget.
+func (b *budget) setShut(shut bool) {
+	b.mu.Lock()
+	changed := b.shut != shut
+	b.shut = shut
+	b.mu.Unlock()
+	if changed {
+		b.wake()
+	}
+}
+
+func (b *budget) wake() {
+	select {
+	case b.moved <- struct{}{}:
+	default:
+	}
+}

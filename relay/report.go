@@ -1,0 +1,65 @@
+package relay
+
+import (
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/birdtap/birdtap/clevertap"
+)
+
+// sayEvery bounds the log in an outage: one line a minute for every kind of trouble.
+const sayEvery = time.Minute
+
+// report writes the one wide line of an upload. It has no payload, no user, and none
+// of CleverTap's words, which may quote a record.
+func (t *term) report(u *upload, records int, s step, result clevertap.Result, took time.Duration) {
+	t.metrics.uploadSeconds.WithLabelValues(result.Kind.String()).Observe(took.Seconds())
+	t.metrics.batchRecords.Observe(float64(records))
+	asides, dead := 0, 0
+	for _, e := range s.exceptions {
+		if e.aside {
+			asides++
+		} else {
+			dead++
+		}
+	}
+	judged := s.to - s.from
+	fields := []zap.Field{
+		zap.Int("records", records),
+		zap.Int("delivered", judged-asides-dead),
+		zap.Int("retried", records-judged+asides),
+		zap.Int("dead", dead),
+		zap.Int("status", result.Status),
+		zap.Int("attempt", u.calls),
+		zap.Int64("duration_ms", took.Milliseconds()),
+		zap.Stringer("reason", result.Kind),
+	}
+	if result.Kind == clevertap.Accepted {
+		t.log.Info("upload", fields...)
+		return
+	}
+	if now := time.Now(); now.Sub(t.said[result.Kind]) >= sayEvery {
+		t.said[result.Kind] = now
+		t.log.Warn("upload", append(fields, zap.Error(result.Err))...)
+	}
+}
+
+// breakerTurned tells the operator, and the next checkpoint, that the breaker changed.
+func (t *term) breakerTurned(before string, result clevertap.Result) {
+	after := t.pace.State()
+	if before == after {
+		return
+	}
+	t.dirty = true
+	switch {
+	case after == breakerClosed:
+		t.log.Info("CleverTap takes records again")
+	case before != breakerClosed: // between open and half-open
+	case result.Kind == clevertap.Denied:
+		t.log.Error("CleverTap refuses the account: uploading stops and goes on by itself once it is mended; "+
+			"check account id, passcode and region (right credentials at the wrong region are refused, too)", zap.Int("status", result.Status))
+	default:
+		t.log.Warn("CleverTap fails: uploading stops, receipts wait, probes go on", zap.Int("status", result.Status), zap.Error(result.Err))
+	}
+}

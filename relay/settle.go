@@ -1,0 +1,304 @@
+package relay
+
+import (
+	"bytes"
+	"context"
+	"math/rand/v2"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/birdtap/birdtap/clevertap"
+	"github.com/birdtap/birdtap/store"
+)
+
+// ending is how a receipt was settled.
+type ending int
+
+const (
+	delivered ending = iota
+	deduplicated
+	died
+)
+
+// letter is one dead receipt that is not yet stored as such.
+type letter struct {
+	item   *item
+	reason store.Reason
+	code   int
+	upload *upload // that it came of; nil if it never left
+}
+
+// settle ends a receipt's journey. It counts once the next checkpoint is written.
+func (t *term) settle(i *item, how ending) {
+	switch how {
+	case delivered:
+		t.totals.Delivered++
+		t.rate.add(1)
+	case deduplicated:
+		t.totals.Deduplicated++
+	case died:
+		t.totals.Died++
+	}
+	switch i.frame.replay {
+	case store.ReplayDead:
+		t.totals.ReplayedDead++
+	case store.ReplayDelivered:
+		t.totals.ReplayedDelivered++
+	case store.ReplayNone:
+	}
+	t.metrics.settled(how, i.frame.replay)
+	t.drop(i)
+	f := i.frame
+	f.settled.Set(i.index)
+	if f.left == 0 {
+		t.floor = t.settled.AddWhole(f.seq, t.floor)
+	} else {
+		t.settled.SetPartial(f.settled)
+	}
+	t.dirty = true
+}
+
+// drop gives up what is held of a receipt.
+func (t *term) drop(i *item) {
+	t.budget.returned += receiptCost(i.receipt)
+	i.done = true
+	i.receipt = nil
+	i.frame.left--
+	t.held--
+}
+
+// bury stores the letters that have come together, one write at a time. Only then
+// are they settled.
+func (t *term) bury(ctx context.Context, now time.Time) {
+	if t.burying || len(t.letters) == 0 || now.Before(t.buryAt) || !t.lease.MaySend(now) {
+		return
+	}
+	letters := t.letters
+	t.letters, t.burying = nil, true
+	stored := make([]store.Letter, len(letters))
+	for n, l := range letters {
+		stored[n] = store.Letter{
+			Receipt: *l.item.receipt, Reason: l.reason, Code: l.code, Tries: l.item.tries,
+			Died: now, Origin: l.item.place(),
+		}
+	}
+	t.tasks.Go(func() {
+		seq, err := t.opts.Queue.Bury(ctx, stored)
+		t.send(ctx, func() { t.buried(letters, seq, err) })
+	})
+}
+
+const buryRetry = time.Second
+
+func (t *term) buried(letters []letter, seq uint64, err error) {
+	t.burying = false
+	if err != nil {
+		// Nothing may be dropped, so everything waits until there is room.
+		if !t.stuck {
+			t.log.Error("dead letters cannot be stored: uploading stops until they can", zap.Int("letters", len(letters)), zap.Error(err))
+		}
+		t.stuck = true
+		t.buryAt = time.Now().Add(buryRetry)
+		t.letters = append(letters, t.letters...)
+		return
+	}
+	if t.stuck {
+		t.log.Info("dead letters are stored again")
+	}
+	t.stuck = false
+	t.deadSeq = max(t.deadSeq, seq)
+	for _, l := range letters {
+		t.metrics.dead(l.reason)
+		t.settle(l.item, died)
+		if u := l.upload; u != nil {
+			u.letters--
+			t.finish(u)
+		}
+	}
+}
+
+// finish notes a batch with nothing left to do. Its slot and its users are free
+// once a checkpoint has settled it: so what is sent and not recorded is never more
+// than the batches in flight, and a crash can repeat no more than that.
+func (t *term) finish(u *upload) {
+	if u.ended && u.letters == 0 {
+		t.finished = append(t.finished, u)
+		t.dirty = true
+	}
+}
+
+// writing is a checkpoint on its way.
+type writing struct {
+	number   uint64
+	floor    uint64
+	finished []*upload
+}
+
+// checkpoint writes what is settled, one write at a time: while one is on its way
+// the next one gathers.
+func (t *term) checkpoint(ctx context.Context, now time.Time) {
+	if t.writing != nil {
+		return
+	}
+	if t.lease.InDoubt() {
+		t.lookBack(ctx)
+		return
+	}
+	if !t.dirty && !t.lease.NeedsWrite(now) {
+		return
+	}
+	w, ok := t.lease.Write(now, t.snapshot())
+	if !ok {
+		return
+	}
+	t.writing = &writing{number: w.Number, floor: t.floor, finished: t.finished}
+	t.finished, t.dirty = nil, false
+	t.tasks.Go(func() {
+		done := t.write(ctx, w)
+		t.send(ctx, func() { t.wrote(done) })
+	})
+}
+
+// wrote is the answer to a checkpoint. If it is lost, what it was to settle waits
+// for the next one.
+func (t *term) wrote(done written) {
+	w := t.writing
+	t.writing = nil
+	done.tell(t.lease)
+	if t.lease.Confirmed() != w.number {
+		if t.lease.Holding() {
+			t.log.Warn("no answer to a checkpoint: reading it back", zap.Error(done.err))
+		}
+		t.finished = append(w.finished, t.finished...)
+		t.dirty = true
+		return
+	}
+	t.survey.settledTo(w.floor, t.oldest())
+	for _, u := range w.finished {
+		if u.slot {
+			t.batches--
+		}
+		for _, i := range u.items {
+			if i != nil { // it did not step aside
+				t.ready.release(i)
+			}
+		}
+	}
+}
+
+// lookBack reads the checkpoint after the answer to a write was lost.
+func (t *term) lookBack(ctx context.Context) {
+	t.writing = &writing{} // nothing is written meanwhile
+	t.tasks.Go(func() {
+		readCtx, cancel := context.WithTimeout(ctx, callDeadline)
+		defer cancel()
+		cp, rev, err := t.opts.Queue.ReadCheckpoint(readCtx)
+		at := time.Now()
+		if err != nil {
+			wait(ctx, readRetry)
+		}
+		t.send(ctx, func() {
+			t.writing = nil
+			if err == nil {
+				t.lease.Observe(rev, cp, at)
+			}
+		})
+	})
+}
+
+// snapshot is the checkpoint of this moment; the lease stamps its own part onto it.
+func (t *term) snapshot() store.Checkpoint {
+	return store.Checkpoint{
+		Floor: t.floor, Settled: t.settled.Clone(), DeadSeq: t.deadSeq, Totals: t.totals,
+		Breaker: t.pace.State(), Rate: t.rate.perSecond, LastDelivered: t.rate.last,
+	}
+}
+
+// oldest is when the oldest receipt came that the relay holds; zero if it holds none.
+func (t *term) oldest() time.Time {
+	for len(t.frames) > 0 && t.frames[0].left == 0 {
+		t.frames[0] = nil
+		t.frames = t.frames[1:]
+	}
+	if len(t.frames) == 0 {
+		return time.Time{}
+	}
+	return t.frames[0].time
+}
+
+// detach copies a receipt that will wait for long out of its frame, so that the
+// frame's memory can go.
+func detach(i *item) {
+	own := *i.receipt
+	own.Record = bytes.Clone(own.Record)
+	i.receipt = &own
+}
+
+// reason555 is the reason of a record that CleverTap wanted again for too long.
+const reason555 = store.Reason("555")
+
+// asideWait is how long a record waits after its nth 555: 1 s, 2 s, 4 s … 60 s, of
+// which a random half, so that a thousand that stepped aside together do not come
+// back together.
+func asideWait(n int) time.Duration {
+	longest := min(maxAsideWait, minAsideWait<<min(n-1, 10))
+	return longest/2 + rand.N(longest/2)
+}
+
+const (
+	minAsideWait = time.Second
+	maxAsideWait = time.Minute
+)
+
+// crowded bounds the checkpoint, which has to fit one message. A receipt that steps
+// aside for long leaves its frame settled in part; with thousands of such frames
+// the oldest goes to the dead letters early, and then reading pauses.
+func (t *term) crowded() {
+	size := wholeBytes*len(t.settled.Whole) + partialBytes*len(t.settled.Partial)
+	for n := size - maxSettledBytes; n > 0; n -= partialBytes {
+		i := t.ready.oldestAside()
+		if i == nil {
+			break
+		}
+		t.log.Warn("too many records wait after a 555: the oldest goes to the dead letters before its time")
+		t.ready.giveUp(i)
+		u := &upload{items: []*item{i}, ended: true, letters: 1}
+		t.letters = append(t.letters, letter{item: i, reason: reason555, code: int(clevertap.CodeServerError), upload: u})
+	}
+	t.budget.setShut(size > maxSettledBytes)
+}
+
+// What settled frames take in a checkpoint, in bytes, at most.
+const (
+	wholeBytes      = 64
+	partialBytes    = 256
+	maxSettledBytes = 512 << 10
+)
+
+// rate is how many receipts were delivered per second of late.
+type rate struct {
+	perSecond float64
+	last      time.Time // of a delivery
+	since     time.Time
+	count     int
+}
+
+func (r *rate) add(n int) { r.count += n }
+
+// tick takes the count of the time since the last tick, of a second at least.
+func (r *rate) tick(now time.Time) {
+	if r.since.IsZero() {
+		r.since = now
+	}
+	passed := now.Sub(r.since)
+	if passed < time.Second {
+		return
+	}
+	const weight = 0.3 // of the newest second
+	r.perSecond += weight * (float64(r.count)/passed.Seconds() - r.perSecond)
+	if r.count > 0 {
+		r.last = now
+	}
+	r.since, r.count = now, 0
+}

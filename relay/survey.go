@@ -1,0 +1,103 @@
+package relay
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/birdtap/birdtap/store"
+)
+
+const surveyEvery = time.Second
+
+// survey looks after what is not one receipt's business: how many wait beyond those
+// the relay holds, what may be trimmed, whether the operator has paused uploading.
+type survey struct {
+	queue  Queue
+	log    *zap.Logger
+	floor0 uint64 // of the term's start: frames below it are settled
+	paused atomic.Bool
+
+	mu      sync.Mutex
+	readSeq uint64 // the last frame the loop has read
+	readN   int64  // receipts in the frames it has read
+	seenN   int64  // receipts in the frames the survey has seen, from floor0 on
+	unread  time.Time
+	bytes   int64     // of the frames at or above the floor
+	floor   uint64    // that is on disk
+	oldest  time.Time // when the oldest receipt that waits came; zero: none waits
+}
+
+func newSurvey(r *Relay, floor uint64) *survey {
+	return &survey{queue: r.opts.Queue, log: r.log, floor0: floor, floor: floor}
+}
+
+// read is told of every frame the loop has read.
+func (s *survey) read(seq uint64, receipts int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.readSeq = seq
+	s.readN += int64(receipts)
+	s.unread = time.Time{}
+}
+
+// settledTo is told of every checkpoint that is on disk.
+func (s *survey) settledTo(floor uint64, oldest time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.floor, s.oldest = floor, oldest
+}
+
+// beyond is how many receipts wait that the loop has not read, since when the first
+// of them does, and the bytes of all that wait.
+func (s *survey) beyond() (receipts int64, oldest time.Time, bytes int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return max(0, s.seenN-s.readN), s.unread, s.bytes
+}
+
+// run looks once a second until ctx ends, and calls changed when the operator has
+// paused or resumed.
+func (s *survey) run(ctx context.Context, changed func()) {
+	trimmer := s.queue.NewTrimmer()
+	next := uint64(1)
+	for ctx.Err() == nil {
+		if paused, err := s.queue.Paused(ctx); err == nil && paused != s.paused.Load() {
+			s.paused.Store(paused)
+			s.log.Info("uploading is paused or resumed by the operator", zap.Bool("paused", paused))
+			changed()
+		}
+		var err error
+		if next, err = s.queue.ScanFrames(ctx, next, func(f store.FrameInfo) { s.see(trimmer, f) }); err == nil {
+			err = s.trim(ctx, trimmer)
+		}
+		if err != nil && ctx.Err() == nil {
+			s.log.Warn("cannot survey the queue", zap.Error(err))
+		}
+		wait(ctx, surveyEvery)
+	}
+}
+
+func (s *survey) see(trimmer *store.Trimmer, f store.FrameInfo) {
+	trimmer.Note(f)
+	if f.Seq < s.floor0 {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seenN += int64(f.Receipts)
+	if f.Seq > s.readSeq && s.unread.IsZero() {
+		s.unread = f.Time
+	}
+}
+
+func (s *survey) trim(ctx context.Context, trimmer *store.Trimmer) error {
+	s.mu.Lock()
+	floor, oldest := s.floor, s.oldest
+	s.bytes = trimmer.Waiting(floor)
+	s.mu.Unlock()
+	return trimmer.Trim(ctx, floor, oldest, time.Now())
+}
