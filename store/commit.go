@@ -1,0 +1,239 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// publishDeadline bounds one commit. A disk that is full or fails its fsync makes
+// nats-server answer nothing at all, so the deadline has to be ours. It leaves the
+// door time to answer within 4 s.
+const publishDeadline = 3 * time.Second
+
+// maxGathered bounds the bytes that wait for the disk. Within the deadline of 3 s it
+// is what a disk of 10 MB/s still takes; beyond it a commit is refused at once
+// rather than held in memory for a caller who has long given up.
+const maxGathered = 32 << 20
+
+// Headers of stored messages: what scans need to know without reading the payload.
+const (
+	headerReceipts = "Birdtap-Receipts" // number of receipts, or letters, in the message
+	headerReplayed = "Birdtap-Replayed" // on frames put back by a replay: replayedDead or replayedDelivered
+	headerReasons  = "Birdtap-Reasons"  // on letters: how many of each reason, "512=3,555=1"
+	headerOrigin   = "Birdtap-Origin"   // on letters: the highest frame sequence they died at
+)
+
+// committer is the group commit. Receipts that arrive while one commit is on its
+// way to the disk gather in the next frame; there is no timer. One commit is in
+// flight at a time: more were measured to be slower.
+type committer struct {
+	publish func(*nats.Msg) error
+	observe func(receipts int, took time.Duration)
+
+	mu       sync.Mutex
+	queue    []*openFrame // in order; the last one may take more receipts
+	gathered int          // bytes in queue
+	closed   bool
+
+	wake chan struct{} // capacity 1
+	done chan struct{} // closed when run has ended
+}
+
+// openFrame is a frame that gathers, and those who wait for it.
+type openFrame struct {
+	packet
+	stored chan struct{} // closed when the frame is on disk, or failed
+	err    error         // valid once stored is closed
+}
+
+var framePool = sync.Pool{New: func() any { return new([]byte) }}
+
+func newOpenFrame() *openFrame {
+	f := &openFrame{packet: packet{buf: *framePool.Get().(*[]byte)}, stored: make(chan struct{})}
+	f.reset(frameMagic)
+	return f
+}
+
+func newCommitter(publish func(*nats.Msg) error, observe func(int, time.Duration)) *committer {
+	c := &committer{publish: publish, observe: observe, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	go c.run()
+	return c
+}
+
+// commit returns nil once every receipt is on disk. The receipts are copied before
+// it waits, so the caller may reuse their bytes whenever it returns. When ctx ends
+// first it returns ErrTimeout: the receipts stay in their frame and may be stored.
+func (c *committer) commit(ctx context.Context, receipts []Receipt) error {
+	for i := range receipts {
+		if err := checkReceipt(&receipts[i]); err != nil {
+			return err
+		}
+	}
+	var few [2]*openFrame // most calls share one frame
+	frames := few[:0]
+	for len(receipts) > 0 {
+		f, n, err := c.gather(receipts)
+		if err != nil {
+			return err
+		}
+		frames = append(frames, f)
+		receipts = receipts[n:]
+	}
+	for _, f := range frames {
+		select {
+		case <-f.stored:
+			if f.err != nil {
+				return f.err
+			}
+		case <-ctx.Done():
+			return ErrTimeout
+		}
+	}
+	return nil
+}
+
+// gather copies as many receipts as the last frame of the queue takes, or a new one.
+func (c *committer) gather(receipts []Receipt) (*openFrame, int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil, 0, ErrClosed
+	}
+	if c.gathered > maxGathered {
+		return nil, 0, ErrBusy
+	}
+	if len(c.queue) == 0 || c.queue[len(c.queue)-1].full(receiptSize(&receipts[0])) {
+		c.queue = append(c.queue, newOpenFrame())
+	}
+	f := c.queue[len(c.queue)-1]
+	n, before := 0, len(f.buf)
+	for n < len(receipts) && !f.full(receiptSize(&receipts[n])) {
+		f.buf = appendReceipt(f.buf, &receipts[n])
+		f.n++
+		n++
+	}
+	c.gathered += len(f.buf) - before
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+	return f, n, nil
+}
+
+func (c *committer) run() {
+	defer close(c.done)
+	for range c.wake {
+		for f := c.take(); f != nil; f = c.take() {
+			c.store(f)
+		}
+	}
+}
+
+func (c *committer) take() *openFrame {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.queue) == 0 {
+		return nil
+	}
+	f := c.queue[0]
+	c.queue[0] = nil
+	c.queue = c.queue[1:]
+	if len(c.queue) == 0 {
+		c.queue = nil
+	}
+	c.gathered -= len(f.buf) - frameHead
+	return f
+}
+
+func (c *committer) store(f *openFrame) {
+	began := time.Now()
+	f.err = c.publish(frameMsg(f.seal(), f.n, ""))
+	c.observe(f.n, time.Since(began))
+	close(f.stored)
+	buf := f.buf
+	f.buf = nil
+	framePool.Put(&buf)
+}
+
+// close refuses further receipts, commits what has gathered, and waits for it.
+func (c *committer) close() {
+	c.mu.Lock()
+	first := !c.closed
+	c.closed = true
+	c.mu.Unlock()
+	if first {
+		close(c.wake)
+	}
+	<-c.done
+}
+
+func frameMsg(data []byte, receipts int, replayed string) *nats.Msg {
+	header := nats.Header{headerReceipts: []string{strconv.Itoa(receipts)}}
+	if replayed != "" {
+		header[headerReplayed] = []string{replayed}
+	}
+	return &nats.Msg{Header: header, Data: data}
+}
+
+// Commit puts receipts on the queue and returns nil once they are on disk: after
+// fsync on the embedded queue, on the quorum's disks in a cluster. Many calls at
+// once share a commit. A call of more than maxFrameReceipts receipts takes several.
+//
+// ErrInvalid: one of them cannot be stored, and none was. ErrFull and every other
+// error: at least one of them is not known to be stored, and others may be.
+// ErrTimeout when ctx ends first. The receipts' bytes may be reused as soon as
+// Commit returns.
+func (s *Store) Commit(ctx context.Context, receipts []Receipt) error {
+	return s.committer.commit(ctx, receipts)
+}
+
+// publishFrame stores one frame on the queue.
+func (s *Store) publishFrame(m *nats.Msg) error {
+	if err := s.guard.refuse(); err != nil {
+		return err
+	}
+	m.Subject = s.names.receipts
+	_, err := s.publish(s.life, m)
+	s.guard.committed(err)
+	if err != nil {
+		return fmt.Errorf("commit frame: %w", err)
+	}
+	return nil
+}
+
+// publish stores one message, with a deadline of its own, and types the error.
+func (s *Store) publish(ctx context.Context, m *nats.Msg, opts ...jetstream.PublishOpt) (*jetstream.PubAck, error) {
+	ctx, cancel := context.WithTimeout(ctx, publishDeadline)
+	defer cancel()
+	ack, err := s.js.PublishMsg(ctx, m, opts...)
+	switch code := apiCode(err); {
+	case err == nil:
+		return ack, nil
+	case code == codeMaxBytes || code == codeStorage || code == codeResources:
+		return nil, fmt.Errorf("%w (%s)", ErrFull, m.Subject)
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrTimeout), err != nil && s.life.Err() != nil:
+		return nil, ErrTimeout
+	}
+	return nil, err
+}
+
+// Error codes of JetStream that mean: no room. nats-server/v2/server/errors.json.
+const (
+	codeMaxBytes  jetstream.ErrorCode = 10077 // the stream's MaxBytes
+	codeStorage   jetstream.ErrorCode = 10047 // the server's or account's storage
+	codeResources jetstream.ErrorCode = 10023 // insufficient resources
+)
+
+func apiCode(err error) jetstream.ErrorCode {
+	if apiErr := jetstream.JetStreamError(nil); errors.As(err, &apiErr) && apiErr.APIError() != nil {
+		return apiErr.APIError().ErrorCode
+	}
+	return 0
+}

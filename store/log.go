@@ -1,0 +1,414 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/zap"
+)
+
+// Frame is one frame read from the queue.
+type Frame struct {
+	Seq      uint64
+	Time     time.Time // when the server stored it
+	Receipts []Receipt // their Records are slices of the message
+	Replay   Replay    // how it got on the queue
+	Bytes    int       // what it takes in memory, about
+	// Err says that the frame does not decode. Then Receipts holds one receipt
+	// with the message as its Record and ReasonCorrupt.
+	Err error
+}
+
+// Replay says how a frame got on the queue.
+type Replay string
+
+// A frame is from the door, or from one of the two replays.
+const (
+	ReplayNone      Replay = ""
+	ReplayDead      Replay = "dead"
+	ReplayDelivered Replay = "delivered"
+)
+
+// FrameInfo is what a scan learns of a frame without reading its receipts.
+type FrameInfo struct {
+	Seq      uint64
+	Time     time.Time
+	Receipts int
+	Replay   Replay
+	Bytes    int64 // what it takes of the stream's MaxBytes
+}
+
+const (
+	headerSize = "Nats-Msg-Size" // set by the server where only headers are delivered
+
+	// How many messages the client may buffer between the server and Next. Whole
+	// ones may be of 512 KiB each. A limit in bytes would cost a buffer of a million
+	// places for every consumer, or not bound what is buffered.
+	readAheadWhole   = 64
+	readAheadHeaders = 2000
+	// stallAfter is how long nothing may come although the queue has more, before
+	// the consumer is built anew.
+	stallAfter   = 2 * time.Second
+	scanTimeout  = 10 * time.Second
+	consumeRetry = 250 * time.Millisecond
+	consumerIdle = 5 * time.Minute // the server forgets a consumer that asks for nothing
+	consumerEnd  = time.Second
+)
+
+// Reader reads frames in sequence from a position. It minds itself: when nothing
+// comes although the queue has more, it builds its consumer anew from where it is.
+type Reader struct {
+	source
+}
+
+// Read returns a reader that begins at frame from.
+func (s *Store) Read(from uint64) *Reader {
+	return &Reader{source{store: s, stream: s.receipts, name: s.names.receiptStream, next: max(1, from)}}
+}
+
+// ReadSince returns a reader that begins at the first frame stored at or after t.
+func (s *Store) ReadSince(t time.Time) *Reader {
+	return &Reader{source{store: s, stream: s.receipts, name: s.names.receiptStream, next: 1, since: t}}
+}
+
+// Next waits for the next frame, through outages of the server too; its only errors
+// are those of ctx. A frame that does not decode is no error here: its Err says so.
+func (r *Reader) Next(ctx context.Context) (Frame, error) {
+	msg, meta, err := r.message(ctx)
+	if err != nil {
+		return Frame{}, fmt.Errorf("read the queue: %w", err)
+	}
+	return toFrame(msg, meta), nil
+}
+
+// Close ends the reader. It may be called twice.
+func (r *Reader) Close() { r.stop() }
+
+func toFrame(msg jetstream.Msg, meta *jetstream.MsgMetadata) Frame {
+	f := Frame{
+		Seq:    meta.Sequence.Stream,
+		Time:   meta.Timestamp,
+		Replay: Replay(msg.Headers().Get(headerReplayed)),
+		Bytes:  len(msg.Data()),
+	}
+	f.Receipts, f.Err = decodeFrame(msg.Data())
+	if f.Err != nil {
+		f.Receipts = []Receipt{{Record: corrupt(msg.Data()), Reason: ReasonCorrupt, Accepted: f.Time}}
+	}
+	for i := range f.Receipts {
+		if f.Receipts[i].Accepted.IsZero() {
+			f.Receipts[i].Accepted = f.Time
+		}
+	}
+	return f
+}
+
+// corrupt is what is kept of a message that does not decode.
+func corrupt(data []byte) []byte { return data[:min(len(data), maxCorruptBytes)] }
+
+// errEnd says that a scan has seen everything: what is left was deleted meanwhile.
+var errEnd = errors.New("end of stream")
+
+// source reads one stream in order by a consumer that keeps no acknowledgements and
+// lives in the server's memory, and builds it anew whenever it fails, skips a
+// message, or falls silent although the stream has more. (The library's own ordered
+// consumer recovers inside a call that heeds no context, with waits of up to 10 s.)
+// Only one goroutine may use it.
+type source struct {
+	store       *Store
+	stream      jetstream.Stream
+	name        string
+	next        uint64
+	since       time.Time // instead of next, for the first consumer
+	headersOnly bool
+	scan        bool // errEnd instead of waiting where there is nothing, and no second try
+
+	consumer string // name; empty while there is none
+	order    uint64 // of the consumer's last message
+	messages jetstream.MessagesContext
+	pumped   chan delivery // closed when the pump has ended
+	halt     chan struct{} // tells the pump to end
+	silence  *time.Timer
+	warned   bool
+}
+
+// delivery is a message, or why there are no more of them.
+type delivery struct {
+	msg jetstream.Msg
+	err error
+}
+
+// message returns the next message, building or rebuilding the consumer as needed.
+func (s *source) message(ctx context.Context) (jetstream.Msg, *jetstream.MsgMetadata, error) {
+	for {
+		if err := ctx.Err(); err != nil {
+			return nil, nil, err
+		}
+		if s.messages == nil {
+			if err := s.consume(ctx); err != nil {
+				if err := s.later(ctx, err); err != nil {
+					return nil, nil, err
+				}
+				continue
+			}
+		}
+		msg, err := s.wait(ctx)
+		if err == nil {
+			meta, err := msg.Metadata()
+			if err != nil {
+				return nil, nil, err
+			}
+			if meta.Sequence.Consumer != s.order+1 {
+				s.stop()
+				continue
+			}
+			s.order, s.next, s.warned = meta.Sequence.Consumer, meta.Sequence.Stream+1, false
+			return msg, meta, nil
+		}
+		if err := s.mind(ctx, err); err != nil {
+			return nil, nil, err
+		}
+	}
+}
+
+// later waits before the next try to build a consumer; a scan does not try again.
+func (s *source) later(ctx context.Context, err error) error {
+	if s.scan {
+		return err
+	}
+	if !s.warned && ctx.Err() == nil {
+		s.warned = true
+		s.store.log.Warn("cannot read the queue, trying on", zap.String("stream", s.name), zap.Error(err))
+	}
+	select {
+	case <-time.After(consumeRetry):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// errSilent says that nothing came for stallAfter.
+var errSilent = errors.New("nothing came")
+
+func (s *source) wait(ctx context.Context) (jetstream.Msg, error) {
+	select {
+	case d := <-s.pumped:
+		return d.msg, d.err
+	default:
+	}
+	if s.silence == nil {
+		s.silence = time.NewTimer(stallAfter)
+	} else {
+		s.silence.Reset(stallAfter)
+	}
+	defer s.silence.Stop()
+	select {
+	case d := <-s.pumped:
+		return d.msg, d.err
+	case <-s.silence.C:
+		return nil, errSilent
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// pump carries messages from the client's buffer to wait, which can then end with a
+// context at no cost per message.
+func pump(messages jetstream.MessagesContext, to chan<- delivery, halt <-chan struct{}) {
+	defer close(to)
+	for {
+		msg, err := messages.Next()
+		select {
+		case to <- delivery{msg, err}:
+		case <-halt:
+			return
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// mind ends a consumer that has failed, or is silent although the stream has more.
+func (s *source) mind(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if !errors.Is(err, errSilent) {
+		s.stop()
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, stallAfter)
+	defer cancel()
+	info, err := s.stream.Info(ctx)
+	switch {
+	case err != nil && s.scan:
+		return err
+	case err == nil && info.State.Msgs > 0 && info.State.LastSeq >= s.next:
+		s.stop()
+	}
+	return nil
+}
+
+func (s *source) consume(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, scanTimeout)
+	defer cancel()
+	config := jetstream.ConsumerConfig{
+		AckPolicy:         jetstream.AckNonePolicy,
+		DeliverPolicy:     jetstream.DeliverByStartSequencePolicy,
+		OptStartSeq:       s.next,
+		HeadersOnly:       s.headersOnly,
+		MemoryStorage:     true,
+		Replicas:          1,
+		InactiveThreshold: consumerIdle,
+	}
+	if !s.since.IsZero() {
+		config.DeliverPolicy, config.OptStartSeq, config.OptStartTime = jetstream.DeliverByStartTimePolicy, 0, &s.since
+	}
+	consumer, err := s.stream.CreateConsumer(ctx, config)
+	if err != nil {
+		return err
+	}
+	info := consumer.CachedInfo()
+	s.consumer, s.order = info.Name, 0
+	s.next, s.since = max(s.next, info.Delivered.Stream+1), time.Time{}
+	if s.scan && info.NumPending == 0 {
+		s.stop()
+		return errEnd
+	}
+	s.messages, err = consumer.Messages(jetstream.PullMaxMessages(s.readAhead()))
+	if err != nil {
+		s.stop()
+		return err
+	}
+	s.pumped, s.halt = make(chan delivery, 1), make(chan struct{})
+	go pump(s.messages, s.pumped, s.halt)
+	return nil
+}
+
+// stop ends the consumer, and removes it from the server, which would keep it for
+// consumerIdle. It may be called twice.
+func (s *source) readAhead() int {
+	if s.headersOnly {
+		return readAheadHeaders
+	}
+	return readAheadWhole
+}
+
+func (s *source) stop() {
+	if s.messages != nil {
+		close(s.halt)
+		s.messages.Stop()
+		for range s.pumped { //nolint:revive // until the pump has ended
+		}
+		s.messages = nil
+	}
+	if s.consumer != "" && s.store.nc.IsConnected() {
+		ctx, cancel := context.WithTimeout(s.store.life, consumerEnd)
+		defer cancel()
+		_ = s.stream.DeleteConsumer(ctx, s.consumer)
+	}
+	s.consumer = ""
+}
+
+// ScanFrames calls fn for every frame from sequence from to the newest, without
+// reading its receipts, and returns the sequence behind the newest one.
+func (s *Store) ScanFrames(ctx context.Context, from uint64, fn func(FrameInfo)) (uint64, error) {
+	return s.scan(ctx, s.receipts, s.names.receiptStream, from, true, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) error {
+		fn(s.frameInfo(msg, meta))
+		return nil
+	})
+}
+
+func (s *Store) frameInfo(msg jetstream.Msg, meta *jetstream.MsgMetadata) FrameInfo {
+	h := msg.Headers()
+	f := FrameInfo{
+		Seq:      meta.Sequence.Stream,
+		Time:     meta.Timestamp,
+		Receipts: headerInt(h, headerReceipts),
+		Replay:   Replay(h.Get(headerReplayed)),
+	}
+	if f.Receipts == 0 {
+		f.Receipts = 1 // not birdtap's: a Reader makes one corrupt receipt of it
+	}
+	f.Bytes = storedSize(len(s.names.receipts), h, headerInt(h, headerSize))
+	return f
+}
+
+// storedSize is what the server counts for a message: its file store writes length,
+// sequence, time, subject, headers, payload and a checksum.
+func storedSize(subject int, h nats.Header, payload int) int64 {
+	size := 4 + 8 + 8 + 2 + subject + payload + 8
+	header := 0
+	for name, values := range h {
+		if name != headerSize { // only in this delivery
+			header += len(name) + len(": \r\n") + len(values[0])
+		}
+	}
+	if header > 0 {
+		size += 4 + len("NATS/1.0\r\n\r\n") + header
+	}
+	return int64(size)
+}
+
+// scan calls fn for every message from sequence from to the newest one of now, and
+// returns the sequence behind that.
+func (s *Store) scan(ctx context.Context, stream jetstream.Stream, name string, from uint64, headersOnly bool,
+	fn func(jetstream.Msg, *jetstream.MsgMetadata) error,
+) (uint64, error) {
+	info, err := stream.Info(ctx)
+	if err != nil {
+		return from, fmt.Errorf("look up stream %s: %w", name, err)
+	}
+	end := info.State.LastSeq
+	if info.State.Msgs == 0 || end < from {
+		return max(from, end+1), nil
+	}
+	src := source{store: s, stream: stream, name: name, next: max(1, from), headersOnly: headersOnly, scan: true}
+	defer src.stop()
+	for src.next <= end {
+		msg, meta, err := src.message(ctx)
+		if errors.Is(err, errEnd) {
+			break
+		}
+		if err != nil {
+			return src.next, fmt.Errorf("scan stream %s: %w", name, err)
+		}
+		if meta.Sequence.Stream > end {
+			break
+		}
+		if err := fn(msg, meta); err != nil {
+			return src.next, err
+		}
+		if meta.NumPending == 0 {
+			break
+		}
+	}
+	return max(src.next, end+1), nil
+}
+
+func headerInt(h nats.Header, name string) int {
+	n, err := strconv.Atoi(h.Get(name))
+	if err != nil || n < 0 {
+		return 0
+	}
+	return n
+}
+
+// FrameTime returns when a frame was stored, and false if there is no such frame.
+func (s *Store) FrameTime(ctx context.Context, seq uint64) (time.Time, bool, error) {
+	msg, err := s.receipts.GetMsg(ctx, seq)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return time.Time{}, false, nil
+	}
+	if err != nil {
+		return time.Time{}, false, fmt.Errorf("look up frame %d: %w", seq, err)
+	}
+	return msg.Time, true, nil
+}

@@ -1,0 +1,320 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server/ats"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+func TestReadFromAPosition(t *testing.T) {
+	s := openStore(t)
+	frames(t, s, 10, 3)
+	for from, first := range map[uint64]uint64{0: 1, 1: 1, 2: 2, 10: 10} {
+		fs := read(t, s, from, int(11-first))
+		for i, f := range fs {
+			if f.Seq != first+uint64(i) || f.Err != nil || len(f.Receipts) != 3 || f.Replay != ReplayNone {
+				t.Errorf("from %d: frame %d: %+v", from, i, f)
+			}
+			for _, r := range f.Receipts {
+				if !r.Accepted.Equal(f.Time) {
+					t.Errorf("accepted at %v in a frame of %v", r.Accepted, f.Time)
+				}
+			}
+		}
+	}
+}
+
+// A reader at the end waits, and has what comes then.
+func TestReadBehindTheEndWaits(t *testing.T) {
+	s := openStore(t)
+	frames(t, s, 2, 1)
+	for _, r := range []*Reader{s.Read(3), s.ReadSince(time.Now().Add(time.Hour))} {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		_, err := r.Next(ctx)
+		cancel()
+		wantErr(t, err, context.DeadlineExceeded)
+		r.Close()
+		r.Close() // again
+	}
+	r := s.Read(3)
+	defer r.Close()
+	commitSoon(t, s, receipt(7))
+	if f := next(t, r, 1)[0]; f.Seq != 3 || f.Receipts[0].Key != receipt(7).Key {
+		t.Errorf("got %+v", f)
+	}
+}
+
+// commitSoon commits while the test goes on.
+func commitSoon(t testing.TB, s *Store, rs ...Receipt) {
+	go func() {
+		if err := s.Commit(context.Background(), rs); err != nil {
+			t.Error(err)
+		}
+	}()
+}
+
+func TestReadSinceATime(t *testing.T) {
+	s := openStore(t)
+	frames(t, s, 3, 1)
+	all := read(t, s, 1, 3)
+	for i, f := range all {
+		r := s.ReadSince(f.Time)
+		if got := next(t, r, 1)[0]; got.Seq != uint64(i)+1 {
+			t.Errorf("since %v: frame %d, want %d", f.Time, got.Seq, i+1)
+		}
+		r.Close()
+	}
+	r := s.ReadSince(all[0].Time.Add(-time.Hour))
+	defer r.Close()
+	if got := next(t, r, 3); got[0].Seq != 1 || got[2].Seq != 3 {
+		t.Errorf("since long ago: frames %d to %d", got[0].Seq, got[2].Seq)
+	}
+}
+
+func TestReadOverADeletedPrefix(t *testing.T) {
+	s := openStore(t)
+	frames(t, s, 10, 1)
+	r := s.Read(1)
+	defer r.Close()
+	next(t, r, 1)
+	if err := s.receipts.Purge(t.Context(), jetstream.WithPurgeSequence(8)); err != nil {
+		t.Fatal(err)
+	}
+	if fs := read(t, s, 2, 3); fs[0].Seq != 8 || fs[2].Seq != 10 {
+		t.Errorf("frames %d to %d", fs[0].Seq, fs[2].Seq)
+	}
+	if fs := scan(t, s, nil); len(fs) != 3 || fs[0].Seq != 8 {
+		t.Errorf("scan: %+v", fs)
+	}
+	if err := s.receipts.Purge(t.Context(), jetstream.WithPurgeSequence(11)); err != nil {
+		t.Fatal(err)
+	}
+	end, err := s.ScanFrames(t.Context(), 2, func(f FrameInfo) { t.Errorf("scanned %+v", f) })
+	if err != nil || end != 11 {
+		t.Errorf("scan of nothing ends at %d, %v", end, err)
+	}
+	late := s.Read(3)
+	defer late.Close()
+	commitSoon(t, s, receipt(1))
+	if f := next(t, late, 1)[0]; f.Seq != 11 {
+		t.Errorf("frame %d after all was purged", f.Seq)
+	}
+}
+
+// removeConsumers does behind a reader's back what an operator or a restart may do.
+func removeConsumers(t testing.TB, s *Store, stream jetstream.Stream) int {
+	t.Helper()
+	n := 0
+	for c := range stream.ConsumerNames(t.Context()).Name() {
+		if err := stream.DeleteConsumer(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+		n++
+	}
+	return n
+}
+
+func TestReaderRebuildsItself(t *testing.T) {
+	s := openStore(t)
+	r := s.Read(1)
+	defer r.Close()
+	seq := uint64(0)
+	for range 3 {
+		frames(t, s, 3, 1)
+		for _, f := range next(t, r, 3) {
+			if seq++; f.Seq != seq {
+				t.Fatalf("frame %d, want %d", f.Seq, seq)
+			}
+		}
+		if removeConsumers(t, s, s.receipts) == 0 {
+			t.Fatal("the reader has no consumer")
+		}
+	}
+}
+
+// While much is buffered, too: nothing is skipped and nothing comes twice.
+func TestReaderLosesNothingWhenItsConsumerGoes(t *testing.T) {
+	s := openStore(t)
+	const n = 5000
+	msgs := make([]jetstream.PubAckFuture, 0, n)
+	one := encodeFrame(receipts(0, 1))
+	for range n {
+		m := frameMsg(one, 1, "")
+		m.Subject = s.names.receipts
+		f, err := s.js.PublishMsgAsync(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		msgs = append(msgs, f)
+	}
+	<-s.js.PublishAsyncComplete()
+	if len(msgs) != n {
+		t.Fatal("not all published")
+	}
+	r := s.Read(1)
+	defer r.Close()
+	for seq := uint64(1); seq <= n; seq++ {
+		if f := next(t, r, 1)[0]; f.Seq != seq {
+			t.Fatalf("frame %d, want %d", f.Seq, seq)
+		}
+		if seq == 100 || seq == 3000 {
+			removeConsumers(t, s, s.receipts)
+		}
+	}
+}
+
+// A reader leaves nothing behind on the server.
+func TestReadersAndScansRemoveTheirConsumers(t *testing.T) {
+	s := openStore(t)
+	frames(t, s, 3, 1)
+	read(t, s, 1, 3)
+	scan(t, s, nil)
+	if _, err := s.Status(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := removeConsumers(t, s, s.receipts) + removeConsumers(t, s, s.dead); n != 0 {
+		t.Errorf("%d consumers are left", n)
+	}
+}
+
+// A reader may rest for days, because CleverTap is down, and go on. The bubble's
+// clock makes that an instant.
+func TestReaderRestsForADay(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		s := openStore(t)
+		frames(t, s, 3, 1)
+		r := s.Read(1)
+		defer r.Close()
+		next(t, r, 1)
+		time.Sleep(24 * time.Hour) // fake
+		frames(t, s, 3, 1)
+		for i, f := range next(t, r, 5) {
+			if f.Seq != uint64(i)+2 {
+				t.Fatalf("frame %d, want %d", f.Seq, i+2)
+			}
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 24*time.Hour)
+		defer cancel()
+		_, err := r.Next(ctx) // and wait for days
+		wantErr(t, err, context.DeadlineExceeded)
+		frames(t, s, 1, 1)
+		wantEqual(t, "frame", next(t, r, 1)[0].Seq, 7)
+	})
+}
+
+// inBubble runs a test with a clock that jumps to the next event. The server's own
+// clock of access times must have begun outside.
+func inBubble(t *testing.T, f func(t *testing.T)) {
+	t.Helper()
+	ats.Register()
+	defer ats.Unregister()
+	synctest.Test(t, f)
+}
+
+func TestScanTellsWhatIsInTheFrames(t *testing.T) {
+	s := openStore(t)
+	frames(t, s, 2, 5)
+	mustBury(t, s, letters(0, 3, "512")...)
+	if n, err := s.Replay(t.Context(), ReplayOptions{Choose: all}); n != 3 || err != nil {
+		t.Fatalf("replayed %d, %v", n, err)
+	}
+	if _, err := s.js.Publish(t.Context(), s.names.receipts, []byte("not a frame")); err != nil {
+		t.Fatal(err)
+	}
+	got := scan(t, s, nil)
+	fs := read(t, s, 1, 4)
+	sum := int64(0)
+	for i, want := range []FrameInfo{{Receipts: 5}, {Receipts: 5}, {Receipts: 3, Replay: ReplayDead}, {Receipts: 1}} {
+		want.Seq, want.Time, want.Bytes = fs[i].Seq, fs[i].Time, got[i].Bytes
+		if got[i] != want || len(fs[i].Receipts) != want.Receipts || fs[i].Replay != want.Replay {
+			t.Errorf("frame %d: got %+v and %d receipts, want %+v", i+1, got[i], len(fs[i].Receipts), want)
+		}
+		sum += got[i].Bytes
+	}
+	wantEqual(t, "bytes", sum, s.bytes(t))
+	end, err := s.ScanFrames(t.Context(), 2, func(FrameInfo) {})
+	if err != nil || end != 5 {
+		t.Errorf("scan ends at %d, %v", end, err)
+	}
+	if end, err = s.ScanFrames(t.Context(), 9, func(FrameInfo) { t.Error("called") }); err != nil || end != 9 {
+		t.Errorf("scan from behind the end ends at %d, %v", end, err)
+	}
+}
+
+// A scan ends with what was there when it began, even if ever more comes.
+func TestScanEndsUnderTraffic(t *testing.T) {
+	s := openStore(t)
+	frames(t, s, 50, 1)
+	n := 0
+	end, err := s.ScanFrames(t.Context(), 1, func(FrameInfo) {
+		n++
+		mustCommit(t, s, receipt(n))
+	})
+	if err != nil || n != 50 || end != 51 {
+		t.Errorf("scanned %d frames to %d, %v", n, end, err)
+	}
+}
+
+func TestScanEndsWithItsContext(t *testing.T) {
+	s := openStore(t)
+	frames(t, s, 50, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	_, err := s.ScanFrames(ctx, 1, func(FrameInfo) { cancel() })
+	wantErr(t, err, context.Canceled)
+}
+
+func TestFrameTime(t *testing.T) {
+	s := openStore(t)
+	frames(t, s, 2, 1)
+	f := read(t, s, 2, 1)[0]
+	at, found, err := s.FrameTime(t.Context(), 2)
+	if err != nil || !found || !at.Equal(f.Time) {
+		t.Errorf("got %v %v %v, want %v", at, found, err, f.Time)
+	}
+	for _, seq := range []uint64{3, 1 << 40} {
+		if _, found, err := s.FrameTime(t.Context(), seq); found || err != nil {
+			t.Errorf("frame %d: found %v, %v", seq, found, err)
+		}
+	}
+	if err := s.receipts.Purge(t.Context(), jetstream.WithPurgeSequence(2)); err != nil {
+		t.Fatal(err)
+	}
+	if _, found, err := s.FrameTime(t.Context(), 1); found || err != nil {
+		t.Errorf("a purged frame: found %v, %v", found, err)
+	}
+}
+
+// Whole receipts of many frames, as after a restart with a backlog.
+func TestReadManyFrames(t *testing.T) {
+	s := openStore(t)
+	for _, size := range []int{1, 1000, 30, 2999} {
+		frames(t, s, 3, size)
+	}
+	info, err := s.receipts.Info(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, f := range read(t, s, 1, int(info.State.Msgs)) {
+		n += len(f.Receipts)
+	}
+	if want := 3 * (1 + 1000 + 30 + 2999); n != want {
+		t.Errorf("%s receipts, want %d", strconv.Itoa(n), want)
+	}
+}
+
+// What is wrong with the stream, a scan says; it does not wait for better times.
+func TestScanOfAClosedStoreFails(t *testing.T) {
+	s := openStore(t)
+	frames(t, s, 1, 1)
+	mustClose(t, s)
+	if _, err := s.ScanFrames(t.Context(), 1, func(FrameInfo) {}); err == nil || errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+}

@@ -1,0 +1,358 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+// Sizes where none is given, in bytes.
+const (
+	defaultQueueMaxBytes = 8 << 30
+	defaultDeadMaxBytes  = 1 << 30
+	defaultKeepMaxBytes  = 1 << 30
+	stateMaxBytes        = 64 << 20
+
+	// freeShare is how much of the free space the defaults may take.
+	freeShare = 0.6
+)
+
+// openStreams makes or adopts the three streams.
+func (s *Store) openStreams(ctx context.Context) error {
+	found, err := s.findStreams(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.allOrNone(found); err != nil {
+		return err
+	}
+	if err := s.fitSizes(); err != nil {
+		return err
+	}
+	for _, want := range s.streams() {
+		stream, err := s.openStream(ctx, want.config, found[want.config.Name])
+		if err != nil {
+			return err
+		}
+		*want.into = stream
+	}
+	if err := s.checkLog(ctx); err != nil {
+		return err
+	}
+	if s.embedded != nil {
+		return markDir(s.opts.DataDir)
+	}
+	return nil
+}
+
+type wantedStream struct {
+	config jetstream.StreamConfig
+	into   *jetstream.Stream
+}
+
+// streams describes the three streams. None has a MaxAge or a limit by number:
+// both would delete silently. A full stream refuses. See checkConfig for what is checked
+// of a stream that is there already.
+func (s *Store) streams() []wantedStream {
+	base := jetstream.StreamConfig{
+		Retention: jetstream.LimitsPolicy,
+		Discard:   jetstream.DiscardNew,
+		Storage:   jetstream.FileStorage,
+		Replicas:  s.opts.Replicas,
+	}
+	receipts, dead, state := base, base, base
+	receipts.Name, receipts.Subjects = s.names.receiptStream, []string{s.names.receipts}
+	receipts.MaxBytes = s.opts.QueueMaxBytes + s.opts.KeepMaxBytes
+	dead.Name, dead.Subjects = s.names.deadStream, []string{s.names.dead}
+	dead.MaxBytes = s.opts.DeadMaxBytes + deadSpareBytes
+	state.Name, state.Subjects = s.names.stateStream, []string{s.opts.Prefix + ".state.>"}
+	state.MaxBytes = stateMaxBytes
+	state.MaxMsgsPerSubject = 1
+	state.Discard = jetstream.DiscardOld // one message per subject: the new one takes the old one's place
+	state.AllowDirect = false            // reads of the checkpoint come from the leader
+	return []wantedStream{{receipts, &s.receipts}, {dead, &s.dead}, {state, &s.state}}
+}
+
+func (s *Store) findStreams(ctx context.Context) (map[string]jetstream.Stream, error) {
+	found := map[string]jetstream.Stream{}
+	for _, want := range s.streams() {
+		stream, err := s.js.Stream(ctx, want.config.Name)
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("look up stream %s: %w", want.config.Name, err)
+		}
+		found[want.config.Name] = stream
+	}
+	return found, nil
+}
+
+// allOrNone refuses to start on a part of what had been. A part that never held a
+// message is the work of a first start that was interrupted, or still goes on
+// elsewhere.
+func (s *Store) allOrNone(found map[string]jetstream.Stream) error {
+	var missing []string
+	used := false
+	for _, want := range s.streams() {
+		stream := found[want.config.Name]
+		if stream == nil {
+			missing = append(missing, want.config.Name)
+			continue
+		}
+		used = used || stream.CachedInfo().State.LastSeq > 0
+	}
+	if s.embedded != nil {
+		m, _, err := readMarker(s.opts.DataDir)
+		if err != nil {
+			return err
+		}
+		used = used || m.Queue
+	}
+	if len(missing) == 0 || !used {
+		return nil
+	}
+	return fmt.Errorf("the queue was here before, but %s is gone: restore it from a backup, or, to start with an empty queue, %s",
+		strings.Join(missing, " and "), s.startAnewBy())
+}
+
+func (s *Store) startAnewBy() string {
+	if s.embedded != nil {
+		return "move the data directory " + s.opts.DataDir + " away"
+	}
+	return "delete the other streams of prefix " + s.opts.Prefix
+}
+
+// openStream adopts a stream as it is, but for its sizes, which follow the configuration.
+func (s *Store) openStream(ctx context.Context, want jetstream.StreamConfig, have jetstream.Stream) (jetstream.Stream, error) {
+	if have == nil {
+		stream, err := s.js.CreateStream(ctx, want)
+		if err != nil {
+			return nil, fmt.Errorf("create stream %s: %w", want.Name, err)
+		}
+		s.log.Info("stream created", zap.String("stream", want.Name), zap.Int64("max_bytes", want.MaxBytes), zap.Int("replicas", want.Replicas))
+		return stream, nil
+	}
+	config := have.CachedInfo().Config
+	if err := checkConfig(config, want); err != nil {
+		return nil, err
+	}
+	if config.MaxBytes == want.MaxBytes && config.Replicas == want.Replicas || s.opts.Attach {
+		return have, nil
+	}
+	config.MaxBytes, config.Replicas = want.MaxBytes, want.Replicas
+	stream, err := s.js.UpdateStream(ctx, config)
+	if err != nil {
+		return nil, fmt.Errorf("resize stream %s: %w", want.Name, err)
+	}
+	return stream, nil
+}
+
+// checkConfig refuses an existing stream that somebody has set up so that it loses
+// receipts without a word, or acknowledges before they are on disk.
+func checkConfig(have, want jetstream.StreamConfig) error {
+	var wrong []string
+	note := func(bad bool, what string) {
+		if bad {
+			wrong = append(wrong, what)
+		}
+	}
+	note(!slices.Equal(have.Subjects, want.Subjects), "subjects")
+	note(have.Retention != want.Retention, "retention")
+	note(have.Discard != want.Discard, "discard")
+	note(have.Storage != want.Storage, "storage")
+	note(have.MaxAge != 0, "max_age")
+	note(have.MaxMsgs > 0, "max_msgs")
+	note(have.MaxMsgsPerSubject > 0 && have.MaxMsgsPerSubject != want.MaxMsgsPerSubject, "max_msgs_per_subject")
+	note(have.MaxMsgSize > 0, "max_msg_size")
+	note(have.AllowDirect && want.MaxMsgsPerSubject > 0, "allow_direct")
+	note(have.PersistMode != want.PersistMode, "persist_mode")
+	note(have.NoAck, "no_ack")
+	if len(wrong) == 0 {
+		return nil
+	}
+	return fmt.Errorf("stream %s exists, but not as birdtap needs it; differing: %s", have.Name, strings.Join(wrong, ", "))
+}
+
+// checkLog refuses streams that end before what the checkpoint knows of them: new
+// receipts would get sequences that count as settled, and never leave.
+func (s *Store) checkLog(ctx context.Context) error {
+	cp, rev, err := s.ReadCheckpoint(ctx)
+	if err != nil {
+		return err
+	}
+	last, err := lastSequence(ctx, s.receipts)
+	if err != nil {
+		return err
+	}
+	lastDead, err := lastSequence(ctx, s.dead)
+	if err != nil {
+		return err
+	}
+	settled := max(cp.Floor-1, cp.Settled.last())
+	if last >= settled && lastDead >= cp.DeadSeq {
+		return nil
+	}
+	if s.opts.Sync == SyncInterval && s.embedded != nil && last > 0 {
+		return s.goOnBehind(ctx, cp, rev, last, lastDead)
+	}
+	what := fmt.Sprintf("the queue ends at frame %d, but frame %d was already settled", last, settled)
+	if last >= settled {
+		what = fmt.Sprintf("the dead letters end at message %d, but the checkpoint knows message %d", lastDead, cp.DeadSeq)
+	}
+	return fmt.Errorf("%s: its files were truncated or replaced; restore them from a backup, or, to start with an empty queue, %s",
+		what, s.startAnewBy())
+}
+
+func lastSequence(ctx context.Context, stream jetstream.Stream) (uint64, error) {
+	info, err := stream.Info(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("look up stream %s: %w", stream.CachedInfo().Config.Name, err)
+	}
+	return info.State.LastSeq, nil
+}
+
+// goOnBehind brings queue and checkpoint together again after a power cut took the
+// last unsynced second of the log and left the checkpoint: sequences go on behind
+// the floor, and what counted as settled beyond the end of the log does no longer.
+func (s *Store) goOnBehind(ctx context.Context, cp Checkpoint, rev, last, lastDead uint64) error {
+	s.log.Error("the queue lost its newest receipts, as BIRDTAP_SYNC=interval allows; going on behind the checkpoint",
+		zap.Uint64("last_sequence", last), zap.Uint64("floor", cp.Floor),
+		zap.Uint64("last_dead_sequence", lastDead), zap.Uint64("dead_sequence", cp.DeadSeq))
+	if last+1 < cp.Floor {
+		if err := s.receipts.Purge(ctx, jetstream.WithPurgeSequence(cp.Floor)); err != nil {
+			return fmt.Errorf("go on behind frame %d: %w", cp.Floor, err)
+		}
+	}
+	cp.Settled.cutBehind(last)
+	cp.DeadSeq = min(cp.DeadSeq, lastDead)
+	cp.Write++
+	if _, err := s.WriteCheckpoint(ctx, cp, rev); err != nil {
+		return fmt.Errorf("go on behind frame %d: %w", last, err)
+	}
+	return nil
+}
+
+// SizeError is a size that does not fit the volume.
+type SizeError struct {
+	Variable   string
+	Need, Free int64 // bytes
+}
+
+func (e *SizeError) Error() string {
+	return fmt.Sprintf("%s needs %s, but the volume has only %s free for it: make it smaller or the volume larger",
+		e.Variable, formatBytes(e.Need), formatBytes(e.Free))
+}
+
+// fitSizes gives the sizes that are not set their defaults, smaller ones where the
+// defaults would take more than freeShare of what the set ones leave of the volume's
+// free space, and refuses set ones that do not fit. What the queue already holds
+// counts as free.
+func (s *Store) fitSizes() error {
+	sizes := []struct {
+		variable string
+		value    *int64
+		standard int64
+	}{
+		{"BIRDTAP_QUEUE_MAX_BYTES", &s.opts.QueueMaxBytes, defaultQueueMaxBytes},
+		{"BIRDTAP_DEAD_MAX_BYTES", &s.opts.DeadMaxBytes, defaultDeadMaxBytes},
+		{"BIRDTAP_KEEP_MAX_BYTES", &s.opts.KeepMaxBytes, defaultKeepMaxBytes},
+	}
+	free := int64(1) << 60
+	if s.embedded != nil && !s.opts.Attach { // a command resizes nothing
+		var err error
+		if free, err = s.room(); err != nil {
+			return err
+		}
+	}
+	var set, unset int64
+	for _, size := range sizes {
+		if *size.value == 0 {
+			unset += size.standard
+			continue
+		}
+		if set += *size.value; set > free {
+			return &SizeError{Variable: size.variable, Need: *size.value, Free: max(0, free-(set-*size.value))}
+		}
+	}
+	share := min(1, freeShare*float64(free-set)/float64(max(1, unset)))
+	for _, size := range sizes {
+		if *size.value != 0 {
+			continue
+		}
+		*size.value = max(minStreamBytes, int64(share*float64(size.standard)))
+		if *size.value < size.standard {
+			s.log.Warn("the volume is small, taking less than the default",
+				zap.String("variable", size.variable), zap.Int64("bytes", *size.value), zap.Int64("free_bytes", free))
+		}
+	}
+	return nil
+}
+
+const minStreamBytes = 1 << 20
+
+// room is what the volume has free, and what the queue already takes of it.
+func (s *Store) room() (int64, error) {
+	v, err := s.opts.volume(s.opts.DataDir)
+	if err != nil {
+		return 0, err
+	}
+	used, err := bytesBelow(s.opts.DataDir)
+	return v.free + used, err
+}
+
+// volume is the file system that a directory lies on, in bytes.
+type volume struct {
+	free  int64 // to a process that is not root
+	total int64
+}
+
+func volumeOf(dir string) (volume, error) {
+	var v unix.Statfs_t
+	if err := unix.Statfs(dir, &v); err != nil {
+		return volume{}, fmt.Errorf("free space of %s: %w", dir, err)
+	}
+	return volume{free: int64(v.Bavail) * v.Bsize, total: int64(v.Blocks) * v.Bsize}, nil //nolint:gosec // volumes are smaller than 8 EiB
+}
+
+// bytesBelow adds up the files of a directory; one that vanishes meanwhile counts nothing.
+func bytesBelow(dir string) (int64, error) {
+	var sum int64
+	err := filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return ignoreGone(err)
+		}
+		info, err := d.Info()
+		if err != nil {
+			return ignoreGone(err)
+		}
+		sum += info.Size()
+		return nil
+	})
+	return sum, err
+}
+
+func ignoreGone(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+func formatBytes(n int64) string {
+	switch {
+	case n >= 1<<30:
+		return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30))
+	case n >= 1<<20:
+		return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
+	}
+	return fmt.Sprintf("%d bytes", n)
+}
