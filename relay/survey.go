@@ -11,7 +11,10 @@ import (
 	"github.com/birdtap/birdtap/store"
 )
 
-const surveyEvery = time.Second
+const (
+	surveyEvery = time.Second
+	pauseEvery  = 200 * time.Millisecond
+)
 
 // survey looks after what is not one receipt's business: how many wait beyond those
 // the relay holds, what may be trimmed, whether the operator has paused uploading.
@@ -20,6 +23,7 @@ type survey struct {
 	log    *zap.Logger
 	floor0 uint64 // of the term's start: frames below it are settled
 	paused atomic.Bool
+	asked  bool // the operator's word is known; of run alone
 
 	mu      sync.Mutex
 	readSeq uint64 // the last frame the loop has read
@@ -32,7 +36,9 @@ type survey struct {
 }
 
 func newSurvey(r *Relay, floor uint64) *survey {
-	return &survey{queue: r.opts.Queue, log: r.log, floor0: floor, floor: floor}
+	s := &survey{queue: r.opts.Queue, log: r.log, floor0: floor, floor: floor}
+	s.paused.Store(true) // until it is known that the operator did not pause
+	return s
 }
 
 // read is told of every frame the loop has read.
@@ -59,26 +65,50 @@ func (s *survey) beyond() (receipts int64, oldest time.Time, bytes int64) {
 	return max(0, s.seenN-s.readN), s.unread, s.bytes
 }
 
-// run looks once a second until ctx ends, and calls changed when the operator has
-// paused or resumed.
+// run looks until ctx ends: for the operator's word every 200 ms, at the queue once
+// a second. It calls changed when uploading was paused or resumed.
 func (s *survey) run(ctx context.Context, changed func()) {
 	trimmer := s.queue.NewTrimmer()
 	next := uint64(1)
-	for ctx.Err() == nil {
-		if paused, err := s.queue.Paused(ctx); err == nil && paused != s.paused.Load() {
-			s.paused.Store(paused)
-			s.log.Info("uploading is paused or resumed by the operator", zap.Bool("paused", paused))
+	var looked time.Time
+	for ; ctx.Err() == nil; wait(ctx, pauseEvery) {
+		if s.askPaused(ctx) {
 			changed()
 		}
-		var err error
-		if next, err = s.queue.ScanFrames(ctx, next, func(f store.FrameInfo) { s.see(trimmer, f) }); err == nil {
-			err = s.trim(ctx, trimmer)
+		if now := time.Now(); now.Sub(looked) >= surveyEvery {
+			looked = now
+			next = s.look(ctx, trimmer, next)
 		}
-		if err != nil && ctx.Err() == nil {
-			s.log.Warn("cannot survey the queue", zap.Error(err))
-		}
-		wait(ctx, surveyEvery)
 	}
+}
+
+// askPaused tells whether the operator's word has changed.
+func (s *survey) askPaused(ctx context.Context) bool {
+	paused, err := s.queue.Paused(ctx)
+	if err != nil || paused == s.paused.Load() && s.asked {
+		return false
+	}
+	s.paused.Store(paused)
+	switch {
+	case paused:
+		s.log.Info("uploading is paused by the operator")
+	case s.asked:
+		s.log.Info("uploading goes on")
+	}
+	s.asked = true
+	return true
+}
+
+// look scans the frames that have come since, and trims.
+func (s *survey) look(ctx context.Context, trimmer *store.Trimmer, next uint64) uint64 {
+	next, err := s.queue.ScanFrames(ctx, next, func(f store.FrameInfo) { s.see(trimmer, f) })
+	if err == nil {
+		err = s.trim(ctx, trimmer)
+	}
+	if err != nil && ctx.Err() == nil {
+		s.log.Warn("cannot survey the queue", zap.Error(err))
+	}
+	return next
 }
 
 func (s *survey) see(trimmer *store.Trimmer, f store.FrameInfo) {
