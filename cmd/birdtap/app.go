@@ -1,0 +1,274 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/birdtap/birdtap/clevertap"
+	"github.com/birdtap/birdtap/ingest"
+	"github.com/birdtap/birdtap/ingest/console"
+	"github.com/birdtap/birdtap/relay"
+	"github.com/birdtap/birdtap/sendbird"
+	"github.com/birdtap/birdtap/store"
+)
+
+// app is one daemon: the rooms of its role, in the order of a receipt's journey.
+//
+//	newApp   binds the operator's window and the doors: an address taken shows at once
+//	Run      both answer, the doors with 503 → the queue is opened, which may take
+//	         seconds → the doors take receipts in, the relay uploads them
+//	         → told to stop: unready, doors shut, uploads in flight finish, queue
+//	         closed, window last
+//	Close    gives back what newApp took, if Run was never called
+type app struct {
+	cfg      *Config
+	role     role
+	log      *zap.Logger
+	registry *prometheus.Registry
+
+	window *console.Server
+	doors  *ingest.Server // nil for a relay alone
+
+	queue    atomic.Pointer[store.Store] // nil until it is open
+	relay    atomic.Pointer[relay.Relay] // nil until then, and where the role does not upload
+	stopping atomic.Bool
+
+	cleanups []func() error // run last first
+}
+
+// doorsShutWait is how long calls under way may take to their answer: each has one
+// 4 s after its body, and sends that within its read timeout.
+const doorsShutWait = 14 * time.Second
+
+func newApp(cfg *Config, r role, log *zap.Logger) (*app, error) {
+	a := &app{cfg: cfg, role: r, log: log, registry: prometheus.NewRegistry()}
+	a.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	for _, open := range []func() error{a.openWindow, a.openDoors} {
+		if err := open(); err != nil {
+			return nil, errors.Join(err, a.Close())
+		}
+	}
+	return a, nil
+}
+
+// onClose adds to the stack of what Close undoes.
+func (a *app) onClose(undo func() error) { a.cleanups = append(a.cleanups, undo) }
+
+// Close undoes what was done, last first. It may be called twice.
+func (a *app) Close() error {
+	var errs []error
+	for len(a.cleanups) > 0 {
+		last := len(a.cleanups) - 1
+		errs = append(errs, a.cleanups[last]())
+		a.cleanups = a.cleanups[:last]
+	}
+	return errors.Join(errs...)
+}
+
+func (a *app) openWindow() error {
+	window, err := console.New(console.Options{
+		Addr:     a.cfg.OpsAddr,
+		Health:   a.health,
+		Ready:    a.ready,
+		Gatherer: a.registry,
+		Token:    a.cfg.ops.Get,
+		Log:      a.log.Named("console"),
+	})
+	if err != nil {
+		return fmt.Errorf("%sOPS_ADDR=%q: %w", envPrefix, a.cfg.OpsAddr, err)
+	}
+	a.window = window
+	a.onClose(window.Close)
+	a.log.Info("health and metrics", zap.Stringer("addr", window.Addr()))
+	return nil
+}
+
+func (a *app) openDoors() error {
+	if !a.role.hasDoors() {
+		return nil
+	}
+	o := ingest.Options{
+		Addr:        a.cfg.HTTPAddr,
+		TLSCertFile: a.cfg.HTTPTLSCertFile,
+		TLSKeyFile:  a.cfg.HTTPTLSKeyFile,
+		Upload:      true,
+		Account:     func() string { return a.cfg.CleverTapAccountID },
+		Passcode:    a.cfg.passcode.Get,
+		UploadPaths: a.cfg.UploadPaths,
+		Log:         a.log.Named("ingest"),
+		Registerer:  a.registry,
+	}
+	if a.cfg.signing.Get() == "" {
+		a.log.Info("door closed", zap.String("path", "/sendbird/callbacks"), zap.String("opened_by", envPrefix+"SENDBIRD_SIGNING_KEYS"))
+	} else {
+		o.Verifier = sendbird.NewSignatures(a.cfg.SigningKeys)
+	}
+	doors, err := ingest.New(o)
+	if err != nil {
+		return fmt.Errorf("%sHTTP_ADDR=%q: %w", envPrefix, a.cfg.HTTPAddr, err)
+	}
+	a.doors = doors
+	a.onClose(a.shutDoors)
+	a.log.Info("doors", zap.Stringer("addr", doors.Addr()), zap.Bool("tls", a.cfg.HTTPTLSCertFile != ""))
+	return nil
+}
+
+// shutDoors takes no new receipts and lets the calls under way have their answers.
+func (a *app) shutDoors() error {
+	if a.doors == nil {
+		return nil
+	}
+	grace, cancel := context.WithTimeout(context.Background(), doorsShutWait)
+	defer cancel()
+	if err := a.doors.Shutdown(grace); err != nil {
+		a.log.Warn("calls at the doors were cut off", zap.Error(err))
+	}
+	return nil
+}
+
+// Run works until ctx ends, or something fails that only a new process can mend.
+// The window outlives the rest: a stop that takes its time is watched, too.
+func (a *app) Run(ctx context.Context) error {
+	windowCtx, closeWindow := context.WithCancel(context.WithoutCancel(ctx))
+	defer closeWindow()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.window.Run(windowCtx) })
+	g.Go(a.serveDoors)
+	g.Go(func() error {
+		defer closeWindow()
+		return a.journey(ctx)
+	})
+	return g.Wait()
+}
+
+func (a *app) serveDoors() error {
+	if a.doors == nil {
+		return nil
+	}
+	return a.doors.Serve()
+}
+
+// journey opens the queue, lets receipts in and out, and closes all of it again.
+func (a *app) journey(ctx context.Context) (err error) {
+	defer func() { err = errors.Join(err, a.shutDoors()) }()
+	began := time.Now()
+	o := a.cfg.storeOptions()
+	o.Log, o.Registerer = a.log, a.registry
+	queue, err := openStore(ctx, o)
+	if errors.Is(err, context.Canceled) {
+		return nil // told to stop while it was being opened
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, queue.Close()) }()
+	if a.doors != nil {
+		a.doors.SetCommitter(queue)
+	}
+	a.queue.Store(queue) // after the doors have it: ready must not be said before they take receipts in
+	a.log.Info("queue open", zap.Duration("took", time.Since(began)))
+
+	// Doors and relay stop together: uploads in flight need the queue, not the doors.
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		<-ctx.Done()
+		a.stopping.Store(true)
+		a.log.Info("stopping")
+		return a.shutDoors()
+	})
+	g.Go(func() error { return a.carry(ctx, queue) })
+	return g.Wait()
+}
+
+// carry takes receipts from the queue to CleverTap until ctx ends, and returns when
+// the uploads in flight are settled. A role that does not upload only waits.
+func (a *app) carry(ctx context.Context, queue *store.Store) error {
+	if !a.role.uploads() {
+		<-ctx.Done()
+		return nil
+	}
+	client, err := clevertap.New(clevertap.Config{
+		URL:       string(a.cfg.CleverTapURL),
+		AccountID: a.cfg.CleverTapAccountID,
+		Passcode:  a.cfg.passcode.Get,
+		Timeout:   a.cfg.CleverTapTimeout,
+	})
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	r := relay.New(relay.Options{
+		Queue:           queue,
+		Uploader:        client,
+		Embedded:        a.cfg.embedded(),
+		MaxInflight:     a.cfg.CleverTapMaxInflight,
+		CallTimeout:     a.cfg.CleverTapTimeout,
+		BatchMaxRecords: a.cfg.BatchMaxRecords,
+		BatchMaxWait:    a.cfg.BatchMaxWait,
+		RetryRecordFor:  max(a.cfg.RetryRecordFor, time.Nanosecond), // 0 is "never again" here, but a default there
+		DedupWindow:     a.cfg.DedupWindow,
+		Log:             a.log,
+		Registerer:      a.registry,
+	})
+	a.relay.Store(r)
+	return r.Run(ctx)
+}
+
+// health is what keeps the process from making progress. Recovering is progress.
+func (a *app) health() []string {
+	var errs []error
+	if queue := a.queue.Load(); queue != nil {
+		errs = append(errs, queue.Healthy())
+	}
+	if relay := a.relay.Load(); relay != nil {
+		errs = append(errs, relay.Health())
+	}
+	return reasonsOf(errors.Join(errs...))
+}
+
+// ready is why a receipt sent now would not be stored.
+func (a *app) ready() []string {
+	queue := a.queue.Load()
+	switch {
+	case a.stopping.Load():
+		return []string{"stopping"}
+	case queue == nil:
+		return []string{"the queue is being opened"}
+	default:
+		return reasonsOf(queue.Ready())
+	}
+}
+
+// reasonsOf takes joined errors apart, one sentence each.
+func reasonsOf(err error) []string {
+	if err == nil {
+		return nil
+	}
+	return strings.Split(err.Error(), "\n")
+}
+
+// softMemoryLimit is what the garbage collector aims to stay within. It is no bound:
+// beyond it the collector works harder and nothing fails. It keeps the process flat
+// below 120 MiB while a burst comes in, where the default would first let the heap
+// double.
+const softMemoryLimit = 110 << 20
+
+// limitMemory leaves alone what an operator has set by Go's own variable.
+func limitMemory(environ []string) {
+	for _, variable := range environ {
+		if value, ok := strings.CutPrefix(variable, "GOMEMLIMIT="); ok && value != "" {
+			return
+		}
+	}
+	debug.SetMemoryLimit(softMemoryLimit)
+}

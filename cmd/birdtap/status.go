@@ -1,0 +1,250 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/spf13/cobra"
+
+	"github.com/birdtap/birdtap/store"
+)
+
+// watchEvery is how often status --watch looks.
+const watchEvery = 2 * time.Second
+
+func (p *program) statusCommand() *cobra.Command {
+	var asJSON, watch bool
+	c := &cobra.Command{
+		Use:   "status",
+		Short: "Show what waits, what was delivered and what is dead",
+		Long: `Show what waits, what was delivered and what is dead, whether or not birdtap runs.
+
+At rest the account adds up: accepted + replayed = delivered + deduplicated + died + queued.`,
+		Args: noArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return p.withStore(c.Context(), nil, func(ctx context.Context, s *store.Store) error {
+				if watch {
+					return p.watchStatus(ctx, s, asJSON)
+				}
+				return p.printStatus(ctx, s, asJSON)
+			})
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "one JSON object")
+	c.Flags().BoolVar(&watch, "watch", false, "print anew every 2 s until Ctrl-C")
+	return c
+}
+
+// statusJSON is the account as programs read it. Its names are fixed; only new ones
+// are added.
+type statusJSON struct {
+	Accepted     uint64                  `json:"accepted"`
+	Replayed     uint64                  `json:"replayed"`
+	Delivered    uint64                  `json:"delivered"`
+	Deduplicated uint64                  `json:"deduplicated"`
+	Died         uint64                  `json:"died"`
+	Queued       uint64                  `json:"queued"`
+	Dead         uint64                  `json:"dead"`
+	DeadByReason map[store.Reason]uint64 `json:"dead_by_reason"`
+	Purged       uint64                  `json:"purged"`
+
+	OldestSeconds float64   `json:"oldest_seconds"`
+	QueueBytes    int64     `json:"queue_bytes"`
+	Rate          float64   `json:"rate"` // delivered per second of late
+	Breaker       string    `json:"breaker"`
+	Paused        bool      `json:"paused"`
+	Relay         relayJSON `json:"relay"`
+}
+
+type relayJSON struct {
+	Holder string `json:"holder"` // empty: none holds the term
+	Term   uint64 `json:"term"`
+}
+
+func newStatusJSON(st store.Status) statusJSON {
+	return statusJSON{
+		Accepted: st.Accepted, Replayed: st.Replayed,
+		Delivered: st.Delivered, Deduplicated: st.Deduplicated, Died: st.Died, Queued: st.Queued,
+		Dead: st.Dead, DeadByReason: st.DeadByReason, Purged: st.Purged,
+		OldestSeconds: st.Oldest.Seconds(), QueueBytes: st.QueueBytes, Rate: st.Rate,
+		Breaker: st.Breaker, Paused: st.Paused,
+		Relay: relayJSON{Holder: st.Holder, Term: st.Term},
+	}
+}
+
+func (p *program) printStatus(ctx context.Context, s *store.Store, asJSON bool) error {
+	st, err := s.Status(ctx)
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		line, err := json.Marshal(newStatusJSON(st), json.Deterministic(true))
+		if err != nil {
+			return err
+		}
+		_, err = p.out.Write(append(line, '\n'))
+		return err
+	}
+	return writeStatus(p.out, st)
+}
+
+// clearScreen moves a terminal's cursor home and wipes what stood there.
+const clearScreen = "\x1b[H\x1b[2J"
+
+// watchStatus ends without an error when the operator has seen enough.
+func (p *program) watchStatus(ctx context.Context, s *store.Store, asJSON bool) error {
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	for {
+		if isTerminal(p.out) && !asJSON {
+			fmt.Fprint(p.out, clearScreen)
+		}
+		err := p.printStatus(ctx, s, asJSON)
+		if errors.Is(err, context.Canceled) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// writeStatus is the account for a person: first what matters now, then the
+// figures, then what to do about the dead.
+func writeStatus(w io.Writer, st store.Status) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s\n\n", headline(st))
+	t := tabwriter.NewWriter(&b, 0, 0, 2, ' ', tabwriter.AlignRight)
+	row := func(n uint64, what, note string) {
+		// What stands behind the last tab of a line is no cell, so it is not aligned.
+		fmt.Fprintf(t, "  %s\t  %s\n", thousands(n), strings.TrimRight(fmt.Sprintf("%-13s %s", what, note), " "))
+	}
+	row(st.Queued, "queued", queueNote(st))
+	row(st.Delivered, "delivered", rateNote(st))
+	row(st.Deduplicated, "deduplicated", "copies of a receipt, dropped")
+	row(st.Died, "died", "")
+	row(st.Accepted, "accepted", "")
+	row(st.Replayed, "replayed", "dead ones put back on the queue")
+	row(st.Purged, "purged", "dead ones given up by an operator")
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	fmt.Fprintf(&b, "\nbreaker %s, %s\n", st.Breaker, relayNote(st))
+	if err := writeDead(&b, st); err != nil {
+		return err
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// headline says in one sentence whether something is wrong.
+func headline(st store.Status) string {
+	switch {
+	case st.Paused:
+		return "PAUSED: nothing is uploaded until birdtap resume; receipts are still taken in."
+	case st.Holder == "" && st.Queued > 0:
+		return "WAITING: no relay is running; what waits is safe and leaves when one starts."
+	case st.Breaker == "open":
+		return "WAITING: CleverTap does not take uploads; what waits is safe, and birdtap tries again by itself."
+	case st.Breaker == "half-open":
+		return "RECOVERING: trying whether CleverTap takes uploads again."
+	case st.Queued > 0:
+		return "DELIVERING"
+	default:
+		return "ALL DELIVERED: nothing waits."
+	}
+}
+
+func queueNote(st store.Status) string {
+	if st.Queued == 0 {
+		return ""
+	}
+	return fmt.Sprintf("the oldest for %s, about %s", ageText(st.Oldest), bytesText(st.QueueBytes))
+}
+
+func rateNote(st store.Status) string {
+	if st.Rate <= 0 {
+		return ""
+	}
+	return fmt.Sprintf("%s/s of late", thousands(uint64(st.Rate+0.5)))
+}
+
+func relayNote(st store.Status) string {
+	if st.Holder == "" {
+		return "no relay holds the term"
+	}
+	return fmt.Sprintf("relay %s holds term %d", printable(st.Holder), st.Term)
+}
+
+// writeDead lists the dead by reason, most frequent first.
+func writeDead(w io.Writer, st store.Status) error {
+	if st.Dead == 0 {
+		_, err := fmt.Fprintln(w, "no dead letters")
+		return err
+	}
+	fmt.Fprintf(w, "%s dead (birdtap dead list; birdtap relay --replay sends them again):\n", thousands(st.Dead))
+	reasons := slices.SortedFunc(maps.Keys(st.DeadByReason), func(a, b store.Reason) int {
+		if n, m := st.DeadByReason[a], st.DeadByReason[b]; n != m {
+			if n > m {
+				return -1
+			}
+			return 1
+		}
+		return strings.Compare(string(a), string(b))
+	})
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	for _, r := range reasons {
+		fmt.Fprintf(t, "  %s\t  %s\n", thousands(st.DeadByReason[r]), printable(string(r)))
+	}
+	return t.Flush()
+}
+
+// thousands writes 1234567 as 1,234,567.
+func thousands(n uint64) string {
+	digits := strconv.FormatUint(n, 10)
+	var b strings.Builder
+	for i, d := range []byte(digits) {
+		if i > 0 && (len(digits)-i)%3 == 0 {
+			b.WriteByte(',')
+		}
+		b.WriteByte(d)
+	}
+	return b.String()
+}
+
+// ageText is a duration as precise as a person needs it: 12s, 4m10s, 3h5m.
+func ageText(d time.Duration) string {
+	switch {
+	case d >= time.Hour:
+		return durationText(d.Truncate(time.Minute))
+	case d >= 10*time.Second:
+		return durationText(d.Truncate(time.Second))
+	default:
+		return d.Truncate(100 * time.Millisecond).String()
+	}
+}
+
+func bytesText(n int64) string {
+	switch size := Size(n); {
+	case size >= 10*gibibyte:
+		return fmt.Sprintf("%d GiB", size/gibibyte)
+	case size >= 10*mebibyte:
+		return fmt.Sprintf("%d MiB", size/mebibyte)
+	default:
+		return fmt.Sprintf("%d KiB", (size+kibibyte-1)/kibibyte)
+	}
+}
