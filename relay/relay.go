@@ -86,7 +86,7 @@ type Relay struct {
 	opts    Options
 	log     *zap.Logger
 	metrics *metrics
-	self    string // random, new with every process
+	lease   *lease // of this process: its terms share the numbers of their writes
 
 	progress atomic.Int64 // Unix ns of the loop's last turn; 0 while it stands by
 }
@@ -94,12 +94,17 @@ type Relay struct {
 // New returns a relay that Run sets to work.
 func New(o Options) *Relay {
 	o = o.withDefaults()
-	return &Relay{opts: o, log: o.Log.Named("relay"), metrics: newMetrics(o.Registerer), self: rand.Text()}
+	return &Relay{
+		opts:    o,
+		log:     o.Log.Named("relay"),
+		metrics: newMetrics(o.Registerer),
+		lease:   newLease(leaseOptions{Self: rand.Text(), Cap: o.MaxInflight, CallTimeout: o.CallTimeout, Embedded: o.Embedded}),
+	}
 }
 
 const (
 	standbyEvery = 500 * time.Millisecond // between two looks at another relay's checkpoint
-	callDeadline = 5 * time.Second        // of one call to the queue
+	releaseWait  = 5 * time.Second        // for giving a term back
 )
 
 // Run carries receipts until ctx ends, then finishes the uploads in flight, writes
@@ -118,9 +123,8 @@ func (r *Relay) Run(ctx context.Context) error {
 
 // standBy watches the checkpoint until a term is ours, and returns it; nil when ctx ends.
 func (r *Relay) standBy(ctx context.Context) (*term, error) {
-	lease := newLease(leaseOptions{Self: r.self, Cap: r.opts.MaxInflight, CallTimeout: r.opts.CallTimeout, Embedded: r.opts.Embedded})
 	for said := false; ctx.Err() == nil; wait(ctx, standbyEvery) {
-		cp, err := r.look(ctx, lease)
+		cp, err := r.look(ctx)
 		if errors.Is(err, store.ErrCorrupt) {
 			return nil, err
 		}
@@ -128,12 +132,12 @@ func (r *Relay) standBy(ctx context.Context) (*term, error) {
 			r.log.Warn("cannot read the checkpoint", zap.Error(err))
 			continue
 		}
-		if w, ok := lease.TakeOver(time.Now()); ok {
-			r.write(ctx, w).tell(lease)
+		if w, ok := r.lease.TakeOver(time.Now()); ok {
+			r.write(ctx, w).tell(r.lease)
 		}
-		if lease.Holding() {
-			r.log.Info("active", zap.Uint64("term", lease.Term()), zap.Int("calls_limit", lease.Limit()))
-			return r.newTerm(lease, cp), nil
+		if r.lease.Holding() {
+			r.log.Info("active", zap.Uint64("term", r.lease.Term()), zap.Int("calls_limit", r.lease.Limit()))
+			return r.newTerm(cp), nil
 		}
 		if !said {
 			r.log.Info("standing by while another relay is active", zap.Uint64("term", cp.Term))
@@ -143,25 +147,35 @@ func (r *Relay) standBy(ctx context.Context) (*term, error) {
 	return nil, nil //nolint:nilnil // no term, and no error: asked to stop
 }
 
-// look reads the checkpoint for a lease.
-func (r *Relay) look(ctx context.Context, lease *lease) (store.Checkpoint, error) {
-	ctx, cancel := context.WithTimeout(ctx, callDeadline)
+// look reads the checkpoint for the lease.
+func (r *Relay) look(ctx context.Context) (store.Checkpoint, error) {
+	ctx, cancel := context.WithTimeout(ctx, r.checkpointDeadline())
 	defer cancel()
 	cp, rev, err := r.opts.Queue.ReadCheckpoint(ctx)
 	if err == nil {
-		lease.Observe(rev, cp, time.Now())
+		r.lease.Observe(rev, cp, time.Now())
 	}
 	return cp, err
 }
 
 // write makes one write of the checkpoint.
 func (r *Relay) write(ctx context.Context, w leaseWrite) written {
-	ctx, cancel := context.WithTimeout(ctx, callDeadline)
+	ctx, cancel := context.WithTimeout(ctx, r.checkpointDeadline())
 	defer cancel()
 	began := time.Now()
 	rev, err := r.opts.Queue.WriteCheckpoint(ctx, w.Checkpoint, w.Replaces)
 	r.metrics.checkpointSeconds.Observe(time.Since(began).Seconds())
 	return written{number: w.Number, rev: rev, err: err}
+}
+
+// checkpointDeadline bounds one read or write of the checkpoint. In a cluster one
+// that is lost, and read back, must leave the lease alive; embedded nobody waits for
+// it, and the disk may be slow.
+func (r *Relay) checkpointDeadline() time.Duration {
+	if r.opts.Embedded {
+		return 5 * time.Second
+	}
+	return time.Second
 }
 
 // written is the answer to a write of the checkpoint.
@@ -192,7 +206,6 @@ func wait(ctx context.Context, d time.Duration) {
 // the others talk to it by events.
 type term struct {
 	*Relay
-	lease *lease
 	pace  *pace
 	dedup *dedup
 	ready *waiting // the receipts that may leave
@@ -241,10 +254,9 @@ type term struct {
 	sendUntil  atomic.Int64
 }
 
-func (r *Relay) newTerm(l *lease, cp store.Checkpoint) *term {
+func (r *Relay) newTerm(cp store.Checkpoint) *term {
 	return &term{
 		Relay:   r,
-		lease:   l,
 		pace:    newPace(r.opts.MaxInflight),
 		dedup:   newDedup(r.opts.DedupWindow),
 		ready:   newWaiting(r.opts.BatchMaxRecords, r.opts.BatchMaxWait),
@@ -372,13 +384,25 @@ func (t *term) atRest() bool {
 
 // release gives the term back, so that the next relay need not wait for it to run out.
 func (t *term) release(ctx context.Context) {
-	w, ok := t.lease.Release(time.Now(), t.calls, t.snapshot())
-	if !ok {
+	if !t.lease.Holding() {
 		return
 	}
-	done := t.write(ctx, w)
-	done.tell(t.lease)
-	t.log.Info("term given back", zap.Uint64("floor", t.floor), zap.Int("receipts_held", t.held), zap.Error(done.err))
+	giveUp := time.After(releaseWait)
+	for t.lease.Holding() {
+		if t.writing == nil && t.lease.InDoubt() {
+			t.lookBack(ctx)
+		} else if t.writing == nil {
+			t.writeRelease(ctx)
+		}
+		select {
+		case event := <-t.events:
+			event()
+		case <-giveUp:
+			t.log.Warn("the term could not be given back: the next relay waits until it runs out")
+			return
+		}
+	}
+	t.log.Info("stopped", zap.Uint64("floor", t.floor), zap.Int("receipts_held", t.held))
 }
 
 // take is the arrival of one frame. What may leave waits for a batch; what may not

@@ -148,10 +148,20 @@ func (t *term) checkpoint(ctx context.Context, now time.Time) {
 	if !t.dirty && !t.lease.NeedsWrite(now) {
 		return
 	}
-	w, ok := t.lease.Write(now, t.snapshot())
-	if !ok {
-		return
+	if w, ok := t.lease.Write(now, t.snapshot()); ok {
+		t.begin(ctx, w)
 	}
+}
+
+// writeRelease writes the last checkpoint of the term.
+func (t *term) writeRelease(ctx context.Context) {
+	if w, ok := t.lease.Release(time.Now(), t.calls, t.snapshot()); ok {
+		t.begin(ctx, w)
+	}
+}
+
+// begin sends a checkpoint on its way.
+func (t *term) begin(ctx context.Context, w leaseWrite) {
 	t.writing = &writing{number: w.Number, floor: t.floor, finished: t.finished}
 	t.finished, t.dirty = nil, false
 	t.tasks.Go(func() {
@@ -191,7 +201,7 @@ func (t *term) wrote(done written) {
 func (t *term) lookBack(ctx context.Context) {
 	t.writing = &writing{} // nothing is written meanwhile
 	t.tasks.Go(func() {
-		readCtx, cancel := context.WithTimeout(ctx, callDeadline)
+		readCtx, cancel := context.WithTimeout(ctx, t.checkpointDeadline())
 		defer cancel()
 		cp, rev, err := t.opts.Queue.ReadCheckpoint(readCtx)
 		at := time.Now()
