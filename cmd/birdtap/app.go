@@ -187,6 +187,14 @@ func (a *app) journey(ctx context.Context) (err error) {
 		return a.shutDoors()
 	})
 	g.Go(func() error { return a.carry(ctx, queue) })
+	g.Go(func() error {
+		select {
+		case err := <-queue.Failed(): // for a supervisor: a new process may find the disk mended
+			return err
+		case <-ctx.Done():
+			return nil
+		}
+	})
 	return g.Wait()
 }
 
