@@ -19,7 +19,7 @@ type item struct {
 	user    uint64
 	frame   *frame
 	index   int
-	tries   int       // calls of the batch it was in last
+	tries   int       // calls that carried it
 	aside   time.Time // when CleverTap first answered it with 555; zero if it did not
 	asides  int       // how often it did
 	due     time.Time // when it may be tried again

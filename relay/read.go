@@ -52,13 +52,18 @@ func (t *term) read(ctx context.Context) {
 func (t *term) recall(ctx context.Context) bool {
 	died, last, err := t.opts.Queue.LettersSince(ctx, t.startDead, t.startFloor)
 	if err == nil {
-		t.send(ctx, func() { t.died, t.deadSeq = died, max(t.deadSeq, last) })
+		t.send(ctx, func() { t.recalled(died, last) })
 		err = t.refill(ctx)
 	}
 	if err != nil && ctx.Err() == nil {
 		t.log.Warn("cannot read the queue", zap.Error(err))
 	}
 	return err == nil
+}
+
+// recalled takes in the letters that outran the last checkpoint.
+func (t *term) recalled(died map[store.Place]bool, last uint64) {
+	t.recalling, t.died, t.deadSeq = false, died, max(t.deadSeq, last)
 }
 
 // refill enters the receipts below the floor that a copy may still refer to: those

@@ -218,10 +218,11 @@ type term struct {
 	rate    rate
 
 	// Reading.
-	expect uint64               // the next frame
-	died   map[store.Place]bool // settled by letters that outran their checkpoint
-	frames []*frame             // held, in order, from the oldest that is not settled
-	held   int                  // receipts in them that are not settled
+	expect    uint64               // the next frame
+	recalling bool                 // what the last term left is not known yet
+	died      map[store.Place]bool // settled by letters that outran their checkpoint
+	frames    []*frame             // held, in order, from the oldest that is not settled
+	held      int                  // receipts in them that are not settled
 
 	// Uploading.
 	again    []*upload                    // batches that go again, in order
@@ -238,6 +239,9 @@ type term struct {
 	finished []*upload // batches that are done once a checkpoint has settled them
 	writing  *writing  // the checkpoint on its way
 	dirty    bool      // there is something for the next one
+	writeAt  time.Time // not before
+
+	unanswered bool // the last one had no answer
 
 	stopping bool
 
@@ -269,6 +273,8 @@ func (r *Relay) newTerm(cp store.Checkpoint) *term {
 		said:    map[clevertap.Kind]time.Time{},
 		events:  make(chan func(), 64),
 		budget:  newBudget(heldBytes),
+
+		recalling: true,
 
 		began:      time.Now(),
 		startFloor: cp.Floor,
@@ -391,12 +397,13 @@ func (t *term) release(ctx context.Context) {
 	for t.lease.Holding() {
 		if t.writing == nil && t.lease.InDoubt() {
 			t.lookBack(ctx)
-		} else if t.writing == nil {
+		} else if t.writing == nil && !time.Now().Before(t.writeAt) {
 			t.writeRelease(ctx)
 		}
 		select {
 		case event := <-t.events:
 			event()
+		case <-time.After(checkpointRetry):
 		case <-giveUp:
 			t.log.Warn("the term could not be given back: the next relay waits until it runs out")
 			return
@@ -418,7 +425,10 @@ func (t *term) take(f store.Frame) {
 	}
 	if own.left > 0 {
 		t.ready.add(own)
+		return
 	}
+	// Some were settled in an earlier term and the rest just now.
+	t.floor = t.settled.AddWhole(own.seq, t.floor)
 }
 
 // hold makes the items of a frame.
@@ -445,8 +455,10 @@ func (t *term) admit(i *item) {
 	seen := r.Reason == "" && t.dedup.Seen(r, i.place(), i.frame.time)
 	switch {
 	case i.frame.seq < t.floor || t.settled.HasWhole(i.frame.seq) || i.frame.settled.Has(i.index):
+		delete(t.died, i.place())
 		t.drop(i)
 	case t.died[i.place()]:
+		delete(t.died, i.place())
 		t.settle(i, died)
 	case r.Reason != "":
 		i.done = true // it is not to leave
@@ -567,6 +579,9 @@ func (t *term) unsent(u *upload, begun call) {
 func (t *term) answered(u *upload, begun call, records int, result clevertap.Result, took time.Duration) {
 	now := time.Now()
 	t.calls--
+	for _, i := range u.items[u.out.from:u.out.to] {
+		i.tries++
+	}
 	v := judge(result, records)
 	s := u.Answer(v)
 	before := t.pace.State()
@@ -587,7 +602,6 @@ func (t *term) apply(u *upload, s step, now time.Time) {
 	exceptions := s.exceptions
 	for n := s.from; n < s.to; n++ {
 		i := u.items[n]
-		i.tries = u.calls
 		switch {
 		case len(exceptions) == 0 || exceptions[0].index != n:
 			t.settle(i, delivered)

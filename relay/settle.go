@@ -3,6 +3,7 @@ package relay
 import (
 	"bytes"
 	"context"
+	"math"
 	"math/rand/v2"
 	"time"
 
@@ -79,8 +80,9 @@ func (t *term) bury(ctx context.Context, now time.Time) {
 	stored := make([]store.Letter, len(letters))
 	for n, l := range letters {
 		stored[n] = store.Letter{
-			Receipt: *l.item.receipt, Reason: l.reason, Code: l.code, Tries: l.item.tries,
-			Died: now, Origin: l.item.place(),
+			Receipt: *l.item.receipt, Reason: l.reason, Tries: l.item.tries, Died: now, Origin: l.item.place(),
+			// A code may be anything; one that cannot be stored must not hold up the rest.
+			Code: min(l.code, math.MaxInt32),
 		}
 	}
 	t.tasks.Go(func() {
@@ -128,6 +130,10 @@ func (t *term) finish(u *upload) {
 	}
 }
 
+// checkpointRetry is the wait after a checkpoint without answer. A few of them fit
+// into the time that a lease lasts.
+const checkpointRetry = 250 * time.Millisecond
+
 // writing is a checkpoint on its way.
 type writing struct {
 	number   uint64
@@ -138,7 +144,7 @@ type writing struct {
 // checkpoint writes what is settled, one write at a time: while one is on its way
 // the next one gathers.
 func (t *term) checkpoint(ctx context.Context, now time.Time) {
-	if t.writing != nil {
+	if t.writing != nil || now.Before(t.writeAt) {
 		return
 	}
 	if t.lease.InDoubt() {
@@ -177,13 +183,16 @@ func (t *term) wrote(done written) {
 	t.writing = nil
 	done.tell(t.lease)
 	if t.lease.Confirmed() != w.number {
-		if t.lease.Holding() {
+		if t.lease.Holding() && !t.unanswered {
 			t.log.Warn("no answer to a checkpoint: reading it back", zap.Error(done.err))
 		}
+		t.unanswered = true
+		t.writeAt = time.Now().Add(checkpointRetry)
 		t.finished = append(w.finished, t.finished...)
 		t.dirty = true
 		return
 	}
+	t.unanswered = false
 	t.survey.settledTo(w.floor, t.oldest())
 	for _, u := range w.finished {
 		if u.slot {
@@ -219,8 +228,12 @@ func (t *term) lookBack(ctx context.Context) {
 
 // snapshot is the checkpoint of this moment; the lease stamps its own part onto it.
 func (t *term) snapshot() store.Checkpoint {
+	deadSeq := t.deadSeq
+	if t.recalling || len(t.died) > 0 {
+		deadSeq = t.startDead // there are letters behind it that the totals do not include
+	}
 	return store.Checkpoint{
-		Floor: t.floor, Settled: t.settled.Clone(), DeadSeq: t.deadSeq, Totals: t.totals,
+		Floor: t.floor, Settled: t.settled.Clone(), DeadSeq: deadSeq, Totals: t.totals,
 		Breaker: t.pace.State(), Rate: t.rate.perSecond, LastDelivered: t.rate.last,
 	}
 }

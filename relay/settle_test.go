@@ -1,0 +1,46 @@
+package relay
+
+import (
+	"testing"
+
+	"github.com/birdtap/birdtap/store"
+)
+
+// termAt is a term that was begun with a checkpoint and reads nothing by itself.
+func termAt(cp store.Checkpoint) *term {
+	r := New(Options{Embedded: true})
+	t := r.newTerm(cp)
+	t.survey = newSurvey(r, cp.Floor)
+	return t
+}
+
+func frameWith(seq uint64, receipts ...store.Receipt) store.Frame {
+	return store.Frame{Seq: seq, Time: epoch, Receipts: receipts}
+}
+
+func TestFrameSettledPartlyBeforeAndPartlyOnArrivalLetsTheFloorPass(t *testing.T) {
+	part := store.NewPartial(1, 2)
+	part.Set(1)
+	term := termAt(store.Checkpoint{Floor: 1, Settled: store.Settled{Partial: []store.Partial{part}}})
+	term.recalled(map[store.Place]bool{{Seq: 1, Index: 0}: true}, 1)
+	term.take(frameWith(1, store.Receipt{User: 1, Record: []byte("{}")}, store.Receipt{User: 2, Record: []byte("{}")}))
+	if cp := term.snapshot(); cp.Floor != 2 || cp.Totals.Died != 1 {
+		t.Fatalf("floor %d, died %d, want 2 and 1", cp.Floor, cp.Totals.Died)
+	}
+}
+
+func TestLettersThatOutranACheckpointAreLookedForUntilTheirReceiptsAreSettled(t *testing.T) {
+	term := termAt(store.Checkpoint{Floor: 1, DeadSeq: 3})
+	if got := term.snapshot().DeadSeq; got != 3 {
+		t.Fatalf("before the letters are known: dead sequence %d, want 3", got)
+	}
+	term.recalled(map[store.Place]bool{{Seq: 2, Index: 0}: true}, 5)
+	term.take(frameWith(1, store.Receipt{User: 1, Record: []byte("{}")}))
+	if got := term.snapshot().DeadSeq; got != 3 {
+		t.Fatalf("before their receipts were read: dead sequence %d, want 3", got)
+	}
+	term.take(frameWith(2, store.Receipt{User: 2, Record: []byte("{}")}))
+	if cp := term.snapshot(); cp.DeadSeq != 5 || cp.Totals.Died != 1 {
+		t.Fatalf("after: dead sequence %d, died %d, want 5 and 1", cp.DeadSeq, cp.Totals.Died)
+	}
+}
