@@ -43,6 +43,8 @@ func (d *disk) publish(m *nats.Msg) error {
 	return nil
 }
 
+func (*disk) ignore(*nats.Msg) error { return nil }
+
 // free lets everything through from now on; the function ends that.
 func (d *disk) free() (end func()) {
 	done := make(chan struct{})

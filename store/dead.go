@@ -257,7 +257,10 @@ func (s *Store) removeLetters(ctx context.Context, m deadMessage, indices []int)
 	if s.beforeRemove != nil {
 		s.beforeRemove()
 	}
-	if err := s.dead.DeleteMsg(ctx, m.seq); err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) {
+	if err := s.dead.DeleteMsg(ctx, m.seq); err != nil {
+		if _, gone := s.dead.GetMsg(ctx, m.seq); errors.Is(gone, jetstream.ErrMsgNotFound) {
+			return nil // another command was faster
+		}
 		return fmt.Errorf("remove dead letters, message %d: %w", m.seq, err)
 	}
 	return nil
@@ -288,7 +291,8 @@ type ReplayOptions struct {
 	Progress func(replayed int) // called after every commit; may be nil
 }
 
-// Replay puts dead letters back on the queue, in the order in which they died, and
+// Replay puts dead letters back on the queue, in the order in which they died, except
+// that what an earlier replay or purge left of a message stands behind the others, and
 // returns how many. Each is stored there before it leaves the dead letters: killed
 // in between, a receipt may go twice, never not at all. When ctx ends, the letters
 // that are on the queue by then have left.

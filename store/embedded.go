@@ -214,6 +214,7 @@ func syncDir(dir string) error {
 
 const (
 	serverStartWait = 60 * time.Second // reading back a large queue takes seconds
+	serverStartPoll = 50 * time.Millisecond
 	serverStopWait  = 10 * time.Second // a server whose disk hangs may never end
 	syncInterval    = time.Second      // of SyncInterval
 )
@@ -240,18 +241,36 @@ func (e *embedded) start() error {
 	if err != nil {
 		return fmt.Errorf("embedded queue: %w", err)
 	}
-	s.SetLoggerV2(serverLog{e.opts.Log.Named("nats").Sugar()}, false, false, false)
+	log := serverLog{log: e.opts.Log.Named("nats").Sugar(), fatal: make(chan string, 1)}
+	s.SetLoggerV2(log, false, false, false)
 	s.Start()
-	if !s.ReadyForConnections(serverStartWait) {
-		return errors.Join(fmt.Errorf("embedded queue on %s was not ready within %v", e.opts.DataDir, serverStartWait), endServer(s))
-	}
-	if !s.JetStreamEnabled() {
-		return errors.Join(fmt.Errorf("embedded queue on %s did not start: see the lines of \"nats\" above", e.opts.DataDir), endServer(s))
+	if err := log.waitReady(s); err != nil {
+		return errors.Join(fmt.Errorf("embedded queue on %s: %w", e.opts.DataDir, err), endServer(s))
 	}
 	e.mu.Lock()
 	e.server = s
 	e.mu.Unlock()
 	return nil
+}
+
+// waitReady returns when the server takes connections, or has said that it never will.
+func (l serverLog) waitReady(s *server.Server) error {
+	for end := time.Now().Add(serverStartWait); ; {
+		ready := s.ReadyForConnections(serverStartPoll)
+		select {
+		case text := <-l.fatal:
+			return errors.New(text)
+		default:
+		}
+		switch {
+		case ready && s.JetStreamEnabled():
+			return nil
+		case ready:
+			return errors.New("not started: see the lines of \"nats\" above")
+		case time.Now().After(end):
+			return fmt.Errorf("not ready within %v", serverStartWait)
+		}
+	}
 }
 
 // InProcessConn connects without a socket, to the server of the moment.
@@ -339,7 +358,7 @@ func (e *embedded) unlock() { _ = e.dir.Close() }
 
 // runningURL returns where the daemon that has the directory open listens.
 func runningURL(dir string) (string, error) {
-	data, err := os.ReadFile(filepath.Join(dir, urlFile)) //nolint:gosec // the operator's own directory
+	data, err := os.ReadFile(filepath.Join(dir, urlFile))
 	if err != nil {
 		return "", err
 	}
@@ -347,12 +366,22 @@ func runningURL(dir string) (string, error) {
 }
 
 // serverLog hands nats-server's warnings and errors to our log. Its notices are a
-// banner and progress of its own, of no use to an operator of birdtap.
-type serverLog struct{ log *zap.SugaredLogger }
+// banner and progress of its own, of no use to an operator of birdtap. A server that
+// cannot start says so here, fatally, and nowhere else.
+type serverLog struct {
+	log   *zap.SugaredLogger
+	fatal chan string // capacity 1: the first fatal line
+}
 
 func (l serverLog) Warnf(format string, v ...any)  { l.log.Warnf(format, v...) }
 func (l serverLog) Errorf(format string, v ...any) { l.log.Errorf(format, v...) }
-func (l serverLog) Fatalf(format string, v ...any) { l.log.Errorf(format, v...) }
-func (serverLog) Noticef(string, ...any)           {}
-func (serverLog) Debugf(string, ...any)            {}
-func (serverLog) Tracef(string, ...any)            {}
+func (l serverLog) Fatalf(format string, v ...any) {
+	l.log.Errorf(format, v...)
+	select {
+	case l.fatal <- fmt.Sprintf(format, v...):
+	default:
+	}
+}
+func (serverLog) Noticef(string, ...any) {}
+func (serverLog) Debugf(string, ...any)  {}
+func (serverLog) Tracef(string, ...any)  {}

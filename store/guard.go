@@ -11,10 +11,11 @@ import (
 )
 
 const (
-	guardEvery   = 2 * time.Second
+	// A look every four seconds of at most two finds out within six; ten are promised.
+	guardEvery   = 4 * time.Second
 	guardTimeout = 2 * time.Second
 	// sickLooks in a row that find the embedded server unhealthy make it start anew.
-	sickLooks = 3
+	sickLooks = 2
 	// wedgedAfter is how long the server may not answer before the queue counts as
 	// making no progress. A slow disk alone, 5 s for an fsync, does not get there.
 	wedgedAfter = 30 * time.Second
@@ -29,7 +30,7 @@ var (
 )
 
 // guard knows whether a receipt sent now would be stored. It asks the server and
-// the volume every two seconds, and takes the committer's word in between.
+// the volume every few seconds, and takes the committer's word in between.
 //
 // A stream that a disk error has frozen stays so until its server starts anew. The
 // guard does that, once the disk has room again, and only once: a second time says
@@ -71,7 +72,7 @@ func newGuard(s *Store) *guard {
 
 func (g *guard) run() {
 	defer close(g.done)
-	tick := time.NewTicker(guardEvery)
+	tick := time.NewTicker(g.store.opts.guardEvery)
 	defer tick.Stop()
 	for {
 		select {
@@ -89,7 +90,7 @@ func (g *guard) run() {
 func (g *guard) look() {
 	if g.answer == nil {
 		answer := make(chan finding, 1)
-		go func() { answer <- g.store.look() }()
+		go func() { answer <- g.store.look(g.store.life) }()
 		g.answer, g.asked = answer, time.Now()
 	}
 	timer := time.NewTimer(guardTimeout)
@@ -211,8 +212,8 @@ func (s *Store) Healthy() error { return s.guard.health() }
 func (s *Store) Failed() <-chan error { return s.guard.failed }
 
 // look finds out whether a frame would be stored now.
-func (s *Store) look() finding {
-	ctx, cancel := context.WithTimeout(s.life, guardTimeout)
+func (s *Store) look(ctx context.Context) finding {
+	ctx, cancel := context.WithTimeout(ctx, guardTimeout)
 	defer cancel()
 	var f finding
 	if s.embedded != nil {

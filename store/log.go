@@ -77,7 +77,7 @@ func (s *Store) ReadSince(t time.Time) *Reader {
 }
 
 // Next waits for the next frame, through outages of the server too; its only errors
-// are those of ctx. A frame that does not decode is no error here: its Err says so.
+// are that of ctx and ErrClosed. A frame that does not decode is no error here: its Err says so.
 func (r *Reader) Next(ctx context.Context) (Frame, error) {
 	msg, meta, err := r.message(ctx)
 	if err != nil {
@@ -87,7 +87,7 @@ func (r *Reader) Next(ctx context.Context) (Frame, error) {
 }
 
 // Close ends the reader. It may be called twice.
-func (r *Reader) Close() { r.stop() }
+func (r *Reader) Close() { r.stop(r.store.life) }
 
 func toFrame(msg jetstream.Msg, meta *jetstream.MsgMetadata) Frame {
 	f := Frame{
@@ -164,7 +164,7 @@ func (s *source) message(ctx context.Context) (jetstream.Msg, *jetstream.MsgMeta
 				return nil, nil, err
 			}
 			if meta.Sequence.Consumer != s.order+1 {
-				s.stop()
+				s.stop(ctx)
 				continue
 			}
 			s.order, s.next, s.warned = meta.Sequence.Consumer, meta.Sequence.Stream+1, false
@@ -178,8 +178,11 @@ func (s *source) message(ctx context.Context) (jetstream.Msg, *jetstream.MsgMeta
 
 // later waits before the next try to build a consumer; a scan does not try again.
 func (s *source) later(ctx context.Context, err error) error {
-	if s.scan {
+	switch {
+	case s.scan:
 		return err
+	case s.store.life.Err() != nil:
+		return ErrClosed
 	}
 	if !s.warned && ctx.Err() == nil {
 		s.warned = true
@@ -241,7 +244,7 @@ func (s *source) mind(ctx context.Context, err error) error {
 		return ctx.Err()
 	}
 	if !errors.Is(err, errSilent) {
-		s.stop()
+		s.stop(ctx)
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, stallAfter)
@@ -251,7 +254,7 @@ func (s *source) mind(ctx context.Context, err error) error {
 	case err != nil && s.scan:
 		return err
 	case err == nil && info.State.Msgs > 0 && info.State.LastSeq >= s.next:
-		s.stop()
+		s.stop(ctx)
 	}
 	return nil
 }
@@ -279,12 +282,12 @@ func (s *source) consume(ctx context.Context) error {
 	s.consumer, s.order = info.Name, 0
 	s.next, s.since = max(s.next, info.Delivered.Stream+1), time.Time{}
 	if s.scan && info.NumPending == 0 {
-		s.stop()
+		s.stop(ctx)
 		return errEnd
 	}
 	s.messages, err = consumer.Messages(jetstream.PullMaxMessages(s.readAhead()))
 	if err != nil {
-		s.stop()
+		s.stop(ctx)
 		return err
 	}
 	s.pumped, s.halt = make(chan delivery, 1), make(chan struct{})
@@ -292,8 +295,6 @@ func (s *source) consume(ctx context.Context) error {
 	return nil
 }
 
-// stop ends the consumer, and removes it from the server, which would keep it for
-// consumerIdle. It may be called twice.
 func (s *source) readAhead() int {
 	if s.headersOnly {
 		return readAheadHeaders
@@ -301,16 +302,19 @@ func (s *source) readAhead() int {
 	return readAheadWhole
 }
 
-func (s *source) stop() {
+// stop ends the consumer, and removes it from the server, which would keep it for
+// consumerIdle, even when ctx has ended. It may be called twice.
+func (s *source) stop(ctx context.Context) {
 	if s.messages != nil {
 		close(s.halt)
 		s.messages.Stop()
-		for range s.pumped { //nolint:revive // until the pump has ended
+		for range s.pumped { // until the pump has ended
+			continue
 		}
 		s.messages = nil
 	}
 	if s.consumer != "" && s.store.nc.IsConnected() {
-		ctx, cancel := context.WithTimeout(s.store.life, consumerEnd)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), consumerEnd)
 		defer cancel()
 		_ = s.stream.DeleteConsumer(ctx, s.consumer)
 	}
@@ -371,7 +375,7 @@ func (s *Store) scan(ctx context.Context, stream jetstream.Stream, name string, 
 		return max(from, end+1), nil
 	}
 	src := source{store: s, stream: stream, name: name, next: max(1, from), headersOnly: headersOnly, scan: true}
-	defer src.stop()
+	defer src.stop(ctx)
 	for src.next <= end {
 		msg, meta, err := src.message(ctx)
 		if errors.Is(err, errEnd) {

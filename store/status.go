@@ -96,9 +96,9 @@ func (s *Store) waiting(ctx context.Context, cp Checkpoint) (waitingFrames, erro
 		if p, ok := cp.Settled.Of(f.Seq); ok {
 			left -= p.Count()
 		}
-		w.Receipts += uint64(max(0, left)) //nolint:gosec // not negative
+		w.Receipts += uint64(max(0, left))
 		if f.Replay != ReplayNone {
-			w.Replayed += uint64(max(0, left)) //nolint:gosec // not negative
+			w.Replayed += uint64(max(0, left))
 		}
 		w.Bytes += f.Bytes
 		if w.Oldest.IsZero() {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"sync"
 	"time"
 
@@ -63,7 +64,8 @@ type Options struct {
 	Log        *zap.Logger           // default: none
 	Registerer prometheus.Registerer // default: none
 
-	volume func(dir string) (volume, error) // default volumeOf; tests shrink it
+	volume     func(dir string) (volume, error) // default volumeOf; tests shrink it
+	guardEvery time.Duration                    // default guardEvery; tests hurry
 }
 
 const (
@@ -92,6 +94,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Registerer == nil {
 		o.Registerer = prometheus.NewRegistry()
+	}
+	if o.guardEvery == 0 {
+		o.guardEvery = guardEvery
 	}
 	if o.volume == nil {
 		o.volume = volumeOf
@@ -188,9 +193,9 @@ func (s *Store) attach(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, attachWait)
 	defer cancel()
 	for {
-		url, err := runningURL(s.opts.DataDir)
+		address, err := runningURL(s.opts.DataDir)
 		if err == nil {
-			if err = s.dial(url); err == nil {
+			if err = s.dial(address); err == nil {
 				return nil
 			}
 		}
@@ -217,7 +222,7 @@ const (
 	writeTimeout = 2 * time.Second
 )
 
-func (s *Store) dial(url string, opts ...nats.Option) error {
+func (s *Store) dial(address string, opts ...nats.Option) error {
 	opts = append([]nats.Option{
 		nats.Name("birdtap"),
 		nats.MaxReconnects(-1),
@@ -251,7 +256,10 @@ func (s *Store) dial(url string, opts ...nats.Option) error {
 			opts = append(opts, option())
 		}
 	}
-	nc, err := nats.Connect(url, opts...)
+	nc, err := nats.Connect(address, opts...)
+	if parse := (*url.Error)(nil); errors.As(err, &parse) {
+		err = errors.New("its address is not a valid URL") // the error would repeat it, password included
+	}
 	if err != nil {
 		return fmt.Errorf("connect to the queue: %w", err)
 	}

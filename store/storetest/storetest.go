@@ -56,7 +56,7 @@ func Receipt(i int, changes ...func(*store.Receipt)) store.Receipt {
 	id := strconv.Itoa(i)
 	r := store.Receipt{
 		Record: []byte(`{"identity":"user-` + id + `","ts":1700000000,"type":"event","evtName":"Campaign","evtData":{"status":"SENT","target_id":` + id + `}}`),
-		User:   uint64(i) + 1, //nolint:gosec // test rows are not negative
+		User:   uint64(i) + 1,
 	}
 	copy(r.Key[:], "receipt "+id)
 	for _, change := range changes {
