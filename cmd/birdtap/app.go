@@ -118,17 +118,18 @@ func (a *app) openDoors() error {
 		return fmt.Errorf("%sHTTP_ADDR=%q: %w", envPrefix, a.cfg.HTTPAddr, err)
 	}
 	a.doors = doors
-	a.onClose(a.shutDoors)
+	a.onClose(func() error { return a.shutDoors(context.Background()) })
 	a.log.Info("doors", zap.Stringer("addr", doors.Addr()), zap.Bool("tls", a.cfg.HTTPTLSCertFile != ""))
 	return nil
 }
 
-// shutDoors takes no new receipts and lets the calls under way have their answers.
-func (a *app) shutDoors() error {
+// shutDoors takes no new receipts and lets the calls under way have their answers,
+// even when ctx has ended.
+func (a *app) shutDoors(ctx context.Context) error {
 	if a.doors == nil {
 		return nil
 	}
-	grace, cancel := context.WithTimeout(context.Background(), doorsShutWait)
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), doorsShutWait)
 	defer cancel()
 	if err := a.doors.Shutdown(grace); err != nil {
 		a.log.Warn("calls at the doors were cut off", zap.Error(err))
@@ -160,7 +161,7 @@ func (a *app) serveDoors() error {
 
 // journey opens the queue, lets receipts in and out, and closes all of it again.
 func (a *app) journey(ctx context.Context) (err error) {
-	defer func() { err = errors.Join(err, a.shutDoors()) }()
+	defer func() { err = errors.Join(err, a.shutDoors(ctx)) }()
 	began := time.Now()
 	o := a.cfg.storeOptions()
 	o.Log, o.Registerer = a.log, a.registry
@@ -184,7 +185,7 @@ func (a *app) journey(ctx context.Context) (err error) {
 		<-ctx.Done()
 		a.stopping.Store(true)
 		a.log.Info("stopping")
-		return a.shutDoors()
+		return a.shutDoors(ctx)
 	})
 	g.Go(func() error { return a.carry(ctx, queue) })
 	g.Go(func() error {

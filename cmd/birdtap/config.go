@@ -145,8 +145,10 @@ func collect(environ []string) (map[string]string, error) {
 			return nil, unknownVariable(name)
 		}
 		if !isSecret(name) && !isText(set[name]) {
-			return nil, &configError{variable: name, value: shown(name, set[name]),
-				problem: "must be text of one line, without control characters"}
+			return nil, &configError{
+				variable: name, value: shown(name, set[name]),
+				problem: "must be text of one line, without control characters",
+			}
 		}
 	}
 	return set, nil

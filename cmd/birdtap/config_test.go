@@ -278,8 +278,10 @@ func writeFile(t testing.TB, file, text string) {
 }
 
 func TestSecretsNeverPrint(t *testing.T) {
-	cfg := load(t, append([]string{"BIRDTAP_OPS_TOKEN=" + marker, "BIRDTAP_SENDBIRD_SIGNING_KEYS=" + marker + ",b",
-		"BIRDTAP_NATS_URL=nats://u:" + marker + "@n:4222"}, pair...))
+	cfg := load(t, append([]string{
+		"BIRDTAP_OPS_TOKEN=" + marker, "BIRDTAP_SENDBIRD_SIGNING_KEYS=" + marker + ",b",
+		"BIRDTAP_NATS_URL=nats://u:" + marker + "@n:4222",
+	}, pair...))
 	wrapped := struct{ secret Secret }{NewSecret(marker)}
 	for _, value := range []any{cfg, *cfg, cfg.OpsToken, &cfg.OpsToken, cfg.ops, cfg.NATSURL, wrapped, []Secret{NewSecret(marker)}} {
 		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {

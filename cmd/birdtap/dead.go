@@ -221,5 +221,5 @@ func counted(n int, what string) string {
 	if n == 1 {
 		return "1 " + what
 	}
-	return thousands(uint64(max(0, n))) + " " + what + "s" //nolint:gosec // not negative
+	return thousands(uint64(max(0, n))) + " " + what + "s"
 }

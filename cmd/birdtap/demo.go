@@ -55,7 +55,7 @@ func (p *program) demo(ctx context.Context, keep bool) (err error) {
 	d.cleverTap.KeepRecords(false) // the ledger keeps a byte of each
 	d.cleverTap.OnRecord(d.ledger.arrived)
 
-	if d.birdtap, err = install(d.cleverTap.URL()); err != nil {
+	if d.birdtap, err = install(ctx, d.cleverTap.URL()); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.birdtap.remove()) }()

@@ -36,12 +36,12 @@ const (
 
 // install makes the directory and picks ports. The environment is made from nothing:
 // whatever birdtap variables the user has set are for another birdtap.
-func install(cleverTap string) (*installation, error) {
+func install(ctx context.Context, cleverTap string) (*installation, error) {
 	program, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	ports, err := freePorts(2)
+	ports, err := freePorts(ctx, 2)
 	if err != nil {
 		return nil, err
 	}
@@ -73,14 +73,14 @@ func (b *installation) remove() error { return os.RemoveAll(b.dir) }
 
 // freePorts are loopback addresses at which nobody listens. They are fixed over the
 // restart of the daemon, as Sendbird's dashboard knows one address only.
-func freePorts(n int) ([]string, error) {
+func freePorts(ctx context.Context, n int) ([]string, error) {
 	var addrs []string
 	for range n {
-		l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", "127.0.0.1:0")
+		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 		if err != nil {
 			return nil, fmt.Errorf("find a free port: %w", err)
 		}
-		defer l.Close() // after the loop, or the same port might come twice
+		defer func() { _ = l.Close() }() // after the loop, or the same port might come twice
 		addrs = append(addrs, l.Addr().String())
 	}
 	return addrs, nil

@@ -116,7 +116,7 @@ func (v *voice) line() string {
 // figure is a count of a fixed width, so that the line does not dance.
 func figure(n int) string { return fmt.Sprintf("%-6s", count(n)) }
 
-func count(n int) string { return thousands(uint64(max(0, n))) } //nolint:gosec // not negative
+func count(n int) string { return thousands(uint64(max(0, n))) }
 
 func indent(lines []string) []string {
 	indented := make([]string, len(lines))

@@ -58,7 +58,7 @@ type program struct {
 // run runs one command line and returns the exit code. An error is said here, once
 // and on one line.
 func (p *program) run(ctx context.Context, args []string) int {
-	root := p.rootCommand()
+	root := p.rootCommand() //nolint:contextcheck // cobra hands the context to the commands, from ExecuteContext
 	started := markStart(root)
 	root.SetArgs(append([]string{}, args...)) // of a nil slice cobra would make os.Args
 	root.SetIn(p.in)

@@ -34,7 +34,7 @@ type process struct {
 
 func startProcess(t *testing.T, environ ...string) process {
 	t.Helper()
-	p := process{Cmd: exec.CommandContext(t.Context(), os.Args[0], "serve")} //nolint:gosec // this very binary
+	p := process{Cmd: exec.CommandContext(t.Context(), os.Args[0], "serve")}
 	p.Env = append([]string{
 		asBirdtap + "=1", "BIRDTAP_HTTP_ADDR=127.0.0.1:0", "BIRDTAP_OPS_ADDR=127.0.0.1:0",
 		"BIRDTAP_DATA_DIR=" + filepath.Join(t.TempDir(), "data"),

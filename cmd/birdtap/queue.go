@@ -49,8 +49,10 @@ func (c *Config) sizeIfSet(name string, size Size) int64 {
 func openStore(ctx context.Context, o store.Options) (*store.Store, error) {
 	s, err := store.Open(ctx, o)
 	if size := (*store.SizeError)(nil); errors.As(err, &size) {
-		return nil, &configError{variable: size.Variable, value: bytesText(size.Need),
-			problem: fmt.Sprintf("the volume has only %s free for it: make it smaller, or the volume larger", bytesText(size.Free))}
+		return nil, &configError{
+			variable: size.Variable, value: bytesText(size.Need),
+			problem: fmt.Sprintf("the volume has only %s free for it: make it smaller, or the volume larger", bytesText(size.Free)),
+		}
 	}
 	return s, err
 }

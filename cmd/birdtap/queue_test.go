@@ -38,10 +38,10 @@ func letters() []store.Letter {
 	all := make([]store.Letter, len(row))
 	for i, r := range row {
 		all[i] = store.Letter{
-			Receipt: store.Receipt{Record: []byte(r.record), User: uint64(i + 1), Key: store.Key{byte(i)}, Accepted: died.Add(-time.Hour)}, //nolint:gosec // a small row
+			Receipt: store.Receipt{Record: []byte(r.record), User: uint64(i + 1), Key: store.Key{byte(i)}, Accepted: died.Add(-time.Hour)},
 			Reason:  r.reason, Code: r.code, Tries: i,
 			Died:   died.Add(time.Duration(i) * time.Minute),
-			Origin: store.Place{Seq: uint64(i + 1), Index: i}, //nolint:gosec // a small row
+			Origin: store.Place{Seq: uint64(i + 1), Index: i},
 		}
 		if r.reason == store.ReasonRefused {
 			all[i].Receipt.Reason, all[i].Receipt.Code = r.reason, r.code

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,12 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+)
+
+var (
+	_ encoding.TextUnmarshaler = (*Secret)(nil)
+	_ encoding.TextMarshaler   = Secret{}
+	_ encoding.TextMarshaler   = Address("")
 )
 
 // redacted stands where a secret would.
@@ -93,11 +100,14 @@ func (a Address) Format(f fmt.State, verb rune) { format(f, verb, a) }
 // MarshalText is what text formats and JSON show.
 func (a Address) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
 
-// format prints v through its own methods, whatever the verb.
-func format(f fmt.State, verb rune, v interface {
+// guarded gives the two texts that every verb comes down to.
+type guarded interface {
 	fmt.Stringer
 	fmt.GoStringer
-}) {
+}
+
+// format prints v through its own methods, whatever the verb.
+func format(f fmt.State, verb rune, v guarded) {
 	text := v.String()
 	if verb == 'v' && f.Flag('#') {
 		text = v.GoString()
@@ -181,7 +191,7 @@ func readSecret(file string) (string, error) {
 	if !info.Mode().IsRegular() || info.Size() > maxSecretBytes {
 		return "", errors.New("must name a regular file of at most 64 KiB")
 	}
-	data, err := os.ReadFile(file) //nolint:gosec // the operator names the file
+	data, err := os.ReadFile(file)
 	if err != nil {
 		return "", fmt.Errorf("cannot read the file: %w", bare(err))
 	}
@@ -195,8 +205,7 @@ func readSecret(file string) (string, error) {
 // bare takes the file's name out of an error of the file system: the message around
 // it names the file already.
 func bare(err error) error {
-	var path *fs.PathError
-	if errors.As(err, &path) {
+	if path, ok := errors.AsType[*fs.PathError](err); ok {
 		return path.Err
 	}
 	return err

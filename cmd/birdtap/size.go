@@ -32,7 +32,7 @@ func (s *Size) UnmarshalText(text []byte) error {
 	digits := strings.TrimRight(string(text), "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ ")
 	unit, ok := sizeUnits[strings.ToLower(strings.TrimSpace(string(text)[len(digits):]))]
 	n, err := strconv.ParseUint(digits, 10, 63)
-	if !ok || err != nil || n > uint64(math.MaxInt64/unit) {
+	if !ok || err != nil || Size(n) > math.MaxInt64/unit {
 		return errSize
 	}
 	*s = Size(n) * unit
