@@ -346,7 +346,7 @@ func (c brokenConn) Write(p []byte) (int, error) {
 	if c.writing {
 		n, _ = c.Conn.Write(p)
 	}
-	_ = c.Conn.Close()
+	_ = c.Close()
 	return n, io.ErrClosedPipe
 }
 

@@ -62,7 +62,7 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, why *refusal) {
 		h["Allow"] = allowPost
 	case unavailable:
 		// Spread out, so that those refused together do not return together.
-		h.Set("Retry-After", strconv.Itoa(1+rand.IntN(3)))
+		h.Set("Retry-After", strconv.Itoa(1+rand.IntN(3))) //nolint:gosec // no secret
 	}
 	send(w, why.status, why.body, why.length)
 }

@@ -10,9 +10,10 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	"github.com/birdtap/birdtap/clevertap"
 	"github.com/birdtap/birdtap/store"
-	"golang.org/x/sync/semaphore"
 )
 
 const (

@@ -44,7 +44,7 @@ func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	defer c.mu.Unlock()
 	now, err := c.versions()
 	if err != nil || now == c.seen {
-		return c.pair, nil //nolint:nilerr // a file that is gone for a moment is about to be replaced
+		return c.pair, nil // a file that is gone for a moment is about to be replaced
 	}
 	c.seen = now
 	pair, err := tls.LoadX509KeyPair(c.certFile, c.keyFile)

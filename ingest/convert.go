@@ -10,9 +10,10 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/go-json-experiment/json/jsontext"
+
 	"github.com/birdtap/birdtap/clevertap"
 	"github.com/birdtap/birdtap/store"
-	"github.com/go-json-experiment/json/jsontext"
 )
 
 const (
@@ -185,7 +186,8 @@ func (c *converter) judgeUser(rec *record) clevertap.Code {
 //	{"identity":"…","ts":N,"type":"event","evtName":"…","evtData":{…},…}
 func (c *converter) write(rec *record) []byte {
 	start := len(c.out)
-	b := append(c.out, `{"`...)
+	b := c.out
+	b = append(b, `{"`...)
 	b = append(b, rec.userKind...)
 	b = append(b, `":`...)
 	b = append(b, rec.user...)
@@ -285,7 +287,7 @@ func (c *converter) appendValue(value []byte) {
 		c.key = appendPart(c.key, 'n', "")
 		// The parser has read the value already, so it has no error.
 		c.key, _ = jsontext.AppendFormat(c.key, value, canonical...)
-		binary.BigEndian.PutUint32(c.key[start+1:], uint32(len(c.key)-start-5))
+		binary.BigEndian.PutUint32(c.key[start+1:], uint32(len(c.key)-start-5)) //nolint:gosec // no longer than the body
 	default: // number, true, false, null
 		c.key = appendPart(c.key, 'v', value)
 	}
@@ -293,7 +295,7 @@ func (c *converter) appendValue(value []byte) {
 
 func appendPart[T []byte | string](b []byte, tag byte, part T) []byte {
 	b = append(b, tag)
-	b = binary.BigEndian.AppendUint32(b, uint32(len(part)))
+	b = binary.BigEndian.AppendUint32(b, uint32(len(part))) //nolint:gosec // at most maxBodyBytes
 	return append(b, part...)
 }
 

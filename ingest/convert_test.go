@@ -6,8 +6,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/birdtap/birdtap/store"
 	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/birdtap/birdtap/store"
 )
 
 func TestRecordAsItLeaves(t *testing.T) {

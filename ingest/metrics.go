@@ -3,8 +3,9 @@ package ingest
 import (
 	"strconv"
 
-	"github.com/birdtap/birdtap/clevertap"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/birdtap/birdtap/clevertap"
 )
 
 // Why a whole call was refused; label reason of

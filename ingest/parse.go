@@ -5,8 +5,9 @@ import (
 	"errors"
 	"io"
 
-	"github.com/birdtap/birdtap/clevertap"
 	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/birdtap/birdtap/clevertap"
 )
 
 // maxDepth is how many objects and arrays may stand inside each other in a body.

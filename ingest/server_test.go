@@ -16,13 +16,14 @@ import (
 	"testing"
 	"time"
 
-	"github.com/birdtap/birdtap/store"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/birdtap/birdtap/store"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -373,8 +374,8 @@ func TestShutdownWaitsForCallsUnderWay(t *testing.T) {
 	done := make(chan error)
 	go func() { done <- d.Shutdown(context.Background()) }()
 	select {
-	case <-done:
-		t.Fatal("Shutdown did not wait")
+	case err := <-done:
+		t.Fatalf("Shutdown did not wait: %v", err)
 	case status := <-status:
 		t.Fatalf("answered %d before it was stored", status)
 	default:

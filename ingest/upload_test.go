@@ -14,9 +14,10 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/birdtap/birdtap/store"
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/birdtap/birdtap/store"
 )
 
 const (
@@ -247,6 +248,7 @@ func TestMalformedBodies(t *testing.T) {
 }
 
 func withTarget(v string) string { return strings.Replace(good, `"target_id":1`, `"target_id":`+v, 1) }
+
 func withProperty(m string) string {
 	return strings.Replace(good, `"evtData":{`, `"evtData":{`+m+`,`, 1)
 }

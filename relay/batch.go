@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"bytes"
 	"container/heap"
 	"slices"
 	"time"
@@ -35,8 +36,8 @@ type frame struct {
 	time    time.Time // when it was stored
 	arrived time.Time // when the relay read it
 	replay  store.Replay
-	items   []item
-	left    int // items not settled
+	items   []item // nil once all have been looked at for a batch
+	left    int    // items not settled
 	settled store.Partial
 }
 
@@ -69,6 +70,7 @@ type user struct {
 	out        int // receipts in a batch or aside
 	head, tail *item
 	parked     int
+	aside      bool // one stepped aside: what parks here may wait for long
 }
 
 func newWaiting(maxRecords int, maxWait time.Duration) *waiting {
@@ -122,6 +124,9 @@ func (w *waiting) fill(now time.Time) {
 			return
 		}
 		if u, busy := w.users[i.user]; busy {
+			if u.aside {
+				i = detached(i)
+			}
 			w.users[i.user] = u.park(i)
 			continue
 		}
@@ -140,6 +145,7 @@ func (w *waiting) nextFresh() *item {
 				return i
 			}
 		}
+		f.items = nil // those that wait for long keep themselves only
 		w.fresh[0] = nil
 		w.fresh, w.next = w.fresh[1:], 0
 	}
@@ -200,6 +206,7 @@ func (w *waiting) release(i *item) {
 	case u.out > 0:
 		w.users[id] = u
 	case u.parked > 0:
+		u.aside = false
 		w.users[id] = u
 		w.freed = append(w.freed, id)
 	default:
@@ -210,8 +217,35 @@ func (w *waiting) release(i *item) {
 // stepAside takes a receipt out of its batch until due; its user stays busy, and
 // nobody else waits for it.
 func (w *waiting) stepAside(i *item, due time.Time) {
+	u := w.users[i.user]
+	if i.asides == 0 {
+		i = detached(i)
+	}
+	if !u.aside {
+		w.users[i.user] = u.stay()
+	}
 	i.due = due
+	i.asides++
 	heap.Push(&w.asides, i)
+}
+
+// stay notes that a user's receipts may wait for long.
+func (u user) stay() user {
+	i := u.head
+	u.aside, u.head, u.tail, u.parked = true, nil, nil, 0
+	for ; i != nil; i = i.next {
+		u = u.park(detached(i))
+	}
+	return u
+}
+
+// detached is a copy of an item that may wait for long, so that the memory of its
+// frame, and of the thousand others in it, can go.
+func detached(i *item) *item {
+	own, receipt := *i, *i.receipt
+	receipt.Record = bytes.Clone(receipt.Record)
+	own.receipt, own.next = &receipt, nil
+	return &own
 }
 
 // oldestAside is the receipt that stepped aside first, or nil.

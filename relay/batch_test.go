@@ -214,7 +214,7 @@ func BenchmarkBatches(b *testing.B) {
 		seq++
 		f := &frame{seq: seq, items: make([]item, 1000), left: 1000}
 		for i := range f.items {
-			f.items[i] = item{user: uint64(n + i), frame: f, index: i} //nolint:gosec // not negative
+			f.items[i] = item{user: uint64(n + i), frame: f, index: i}
 		}
 		w.add(f)
 		batch, _ := w.take(epoch)

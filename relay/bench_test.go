@@ -38,7 +38,7 @@ func BenchmarkDrain(b *testing.B) {
 				if err != nil {
 					b.Fatal(err)
 				}
-				if cp.Totals.Delivered >= uint64(b.N) { //nolint:gosec // not negative
+				if cp.Totals.Delivered >= uint64(b.N) {
 					break
 				}
 				<-time.After(time.Millisecond)

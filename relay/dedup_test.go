@@ -54,7 +54,8 @@ func TestDedup(t *testing.T) {
 			{a, place(1, 0), 0, false}, {a, place(1, 1), 0, true},
 		},
 		"beyond the window": {
-			{a, place(1, 0), 0, false}, {a, place(2, 0), window + time.Millisecond, false},
+			{a, place(1, 0), 0, false},
+			{a, place(2, 0), window + time.Millisecond, false},
 			{a, place(3, 0), 2 * window, true},
 		},
 		"a copy renews nothing": {
@@ -64,8 +65,10 @@ func TestDedup(t *testing.T) {
 			{a, place(1, 0), 0, false}, {a, place(1, 0), 0, false}, {a, place(2, 0), 0, true}, {a, place(2, 0), 0, true},
 		},
 		"a frame's time goes back a little": {
-			{a, place(1, 0), 5 * time.Second, false}, {a, place(2, 0), 0, true},
-			{b, place(3, 0), window + 14*time.Second, false}, {a, place(4, 0), window + 5*time.Second, true},
+			{a, place(1, 0), 5 * time.Second, false},
+			{a, place(2, 0), 0, true},
+			{b, place(3, 0), window + 14*time.Second, false},
+			{a, place(4, 0), window + 5*time.Second, true},
 		},
 		"a clock that was a day ahead holds nothing back": {
 			{a, place(1, 0), 24 * time.Hour, false}, {a, place(2, 0), 0, false}, {a, place(3, 0), time.Second, true},
@@ -77,8 +80,10 @@ func TestDedup(t *testing.T) {
 			{a, place(1, 0), 0, false}, {replay(1, 0), place(2, 0), 1, false}, {a, place(3, 0), 2, true},
 		},
 		"equal origins once": {
-			{replay(1, 0), place(2, 0), 0, false}, {replay(1, 0), place(3, 0), 0, true},
-			{replay(1, 1), place(3, 1), 0, false}, {replay(2, 0), place(3, 2), 0, false},
+			{replay(1, 0), place(2, 0), 0, false},
+			{replay(1, 0), place(3, 0), 0, true},
+			{replay(1, 1), place(3, 1), 0, false},
+			{replay(2, 0), place(3, 2), 0, false},
 		},
 		"a life of its own after each death": {
 			{replay(1, 0), place(2, 0), 0, false}, {replay(2, 0), place(3, 0), 0, false}, {replay(2, 0), place(4, 0), 0, true},

@@ -223,7 +223,7 @@ func (f *flight) probe() span {
 	case f.ordered || tail.len() == 0:
 		return span{front.from, front.from + 1}
 	case f.probes%2 == 0:
-		size := tail.len() >> (turn % bits.Len(uint(tail.len()))) //nolint:gosec // a length is positive
+		size := tail.len() >> (turn % bits.Len(uint(tail.len())))
 		return span{tail.to - size, tail.to}
 	default:
 		at := f.nth(1 + turn)

@@ -5,6 +5,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/birdtap/birdtap/clevertap"
 	"github.com/birdtap/birdtap/store"
 )
 
@@ -70,6 +71,9 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	r.MustRegister(m.deadTotal, m.uploadSeconds, m.batchRecords, m.checkpointSeconds)
 	for _, reason := range knownReasons {
 		m.deadTotal.WithLabelValues(string(reason))
+	}
+	for kind := clevertap.Unreachable; kind <= clevertap.Unexpected; kind++ {
+		m.uploadSeconds.WithLabelValues(kind.String())
 	}
 	return m
 }

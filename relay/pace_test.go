@@ -110,6 +110,7 @@ func TestOutageOf24Hours(t *testing.T) {
 		"refusing":            {signal: sigRefusing, took: callTook},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			begin := paceEpoch.Add(time.Minute)
 			end := begin.Add(24 * time.Hour)
 			r := newRig(7, brokenBetween(begin, end, how))

@@ -222,6 +222,7 @@ type term struct {
 	recalling bool                 // what the last term left is not known yet
 	died      map[store.Place]bool // settled by letters that outran their checkpoint
 	frames    []*frame             // held, in order, from the oldest that is not settled
+	over      int                  // frames among them that are settled
 	held      int                  // receipts in them that are not settled
 
 	// Uploading.
@@ -236,6 +237,7 @@ type term struct {
 	buryAt   time.Time // not before
 	burying  bool      // letters are on their way to the disk
 	stuck    bool      // they could not be stored: nothing is uploaded until they are
+	givenUp  int       // letters among these whose record waited after a 555
 	finished []*upload // batches that are done once a checkpoint has settled them
 	writing  *writing  // the checkpoint on its way
 	dirty    bool      // there is something for the next one
@@ -620,14 +622,12 @@ func (t *term) apply(u *upload, s step, now time.Time) {
 func (t *term) aside(i *item, now time.Time) bool {
 	if i.aside.IsZero() {
 		i.aside = now
-		detach(i)
 	}
 	end := i.aside.Add(t.opts.RetryRecordFor)
 	if !now.Before(end) {
 		return false
 	}
-	i.asides++
-	due := now.Add(asideWait(i.asides))
+	due := now.Add(asideWait(i.asides + 1))
 	if due.After(end) {
 		due = end
 	}

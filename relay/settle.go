@@ -1,10 +1,10 @@
 package relay
 
 import (
-	"bytes"
 	"context"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -67,6 +67,9 @@ func (t *term) drop(i *item) {
 	i.receipt = nil
 	i.frame.left--
 	t.held--
+	if i.frame.left == 0 {
+		t.over++
+	}
 }
 
 // bury stores the letters that have come together, one write at a time. Only then
@@ -116,6 +119,9 @@ func (t *term) buried(letters []letter, seq uint64, err error) {
 		if u := l.upload; u != nil {
 			u.letters--
 			t.finish(u)
+			if !u.slot {
+				t.givenUp--
+			}
 		}
 	}
 }
@@ -240,22 +246,20 @@ func (t *term) snapshot() store.Checkpoint {
 
 // oldest is when the oldest receipt came that the relay holds; zero if it holds none.
 func (t *term) oldest() time.Time {
+	// One that waits for long keeps none of those behind it.
+	if 2*t.over > len(t.frames) {
+		t.frames = slices.DeleteFunc(t.frames, func(f *frame) bool { return f.left == 0 })
+		t.over = 0
+	}
 	for len(t.frames) > 0 && t.frames[0].left == 0 {
 		t.frames[0] = nil
 		t.frames = t.frames[1:]
+		t.over--
 	}
 	if len(t.frames) == 0 {
 		return time.Time{}
 	}
 	return t.frames[0].time
-}
-
-// detach copies a receipt that will wait for long out of its frame, so that the
-// frame's memory can go.
-func detach(i *item) {
-	own := *i.receipt
-	own.Record = bytes.Clone(own.Record)
-	i.receipt = &own
 }
 
 // reason555 is the reason of a record that CleverTap wanted again for too long.
@@ -266,7 +270,7 @@ const reason555 = store.Reason("555")
 // back together.
 func asideWait(n int) time.Duration {
 	longest := min(maxAsideWait, minAsideWait<<min(n-1, 10))
-	return longest/2 + rand.N(longest/2)
+	return longest/2 + rand.N(longest/2) //nolint:gosec // no secret
 }
 
 const (
@@ -279,13 +283,14 @@ const (
 // the oldest goes to the dead letters early, and then reading pauses.
 func (t *term) crowded() {
 	size := wholeBytes*len(t.settled.Whole) + partialBytes*len(t.settled.Partial)
-	for n := size - maxSettledBytes; n > 0; n -= partialBytes {
+	for n := size - maxSettledBytes - partialBytes*t.givenUp; n > 0; n -= partialBytes {
 		i := t.ready.oldestAside()
 		if i == nil {
 			break
 		}
 		t.log.Warn("too many records wait after a 555: the oldest goes to the dead letters before its time")
 		t.ready.giveUp(i)
+		t.givenUp++
 		u := &upload{items: []*item{i}, ended: true, letters: 1}
 		t.letters = append(t.letters, letter{item: i, reason: reason555, code: int(clevertap.CodeServerError), upload: u})
 	}

@@ -27,8 +27,8 @@ type survey struct {
 
 	mu      sync.Mutex
 	readSeq uint64 // the last frame the loop has read
-	readN   int64  // receipts in the frames it has read
-	seenN   int64  // receipts in the frames the survey has seen, from floor0 on
+	seenSeq uint64 // the last frame the survey has seen
+	ahead   int64  // receipts in the frames seen and not read
 	unread  time.Time
 	bytes   int64     // of the frames at or above the floor
 	floor   uint64    // that is on disk
@@ -46,7 +46,10 @@ func (s *survey) read(seq uint64, receipts int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.readSeq = seq
-	s.readN += int64(receipts)
+	s.ahead -= int64(receipts)
+	if seq >= s.seenSeq {
+		s.ahead = 0 // also when some were deleted, or held other than their headers said
+	}
 	s.unread = time.Time{}
 }
 
@@ -62,7 +65,7 @@ func (s *survey) settledTo(floor uint64, oldest time.Time) {
 func (s *survey) beyond() (receipts int64, oldest time.Time, bytes int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return max(0, s.seenN-s.readN), s.unread, s.bytes
+	return max(0, s.ahead), s.unread, s.bytes
 }
 
 // run looks until ctx ends: for the operator's word every 200 ms, at the queue once
@@ -118,8 +121,15 @@ func (s *survey) see(trimmer *store.Trimmer, f store.FrameInfo) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.seenN += int64(f.Receipts)
-	if f.Seq > s.readSeq && s.unread.IsZero() {
+	s.seenSeq = f.Seq
+	if s.floor == s.floor0 && s.oldest.IsZero() {
+		s.oldest = f.Time // until a checkpoint tells
+	}
+	if f.Seq <= s.readSeq {
+		return
+	}
+	s.ahead += int64(f.Receipts)
+	if s.unread.IsZero() {
 		s.unread = f.Time
 	}
 }

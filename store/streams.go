@@ -320,7 +320,8 @@ func volumeOf(dir string) (volume, error) {
 	if err := unix.Statfs(dir, &v); err != nil {
 		return volume{}, fmt.Errorf("free space of %s: %w", dir, err)
 	}
-	return volume{free: int64(v.Bavail) * v.Bsize, total: int64(v.Blocks) * v.Bsize}, nil //nolint:gosec // volumes are smaller than 8 EiB
+	size := uint64(v.Bsize)                                                                 //nolint:gosec // signed on Linux, unsigned elsewhere; never negative
+	return volume{free: int64(v.Bavail * size), total: int64(v.Blocks * size)}, nil //nolint:gosec // volumes are smaller than 8 EiB
 }
 
 // bytesBelow adds up the files of a directory; one that vanishes meanwhile counts nothing.

@@ -3,6 +3,7 @@ package clevertaptest
 import (
 	"compress/gzip"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"strconv"
@@ -249,9 +250,7 @@ func (e *exchange) head() {
 }
 
 func (e *exchange) headUnsized() {
-	for name, values := range e.response.header {
-		e.w.Header()[name] = values
-	}
+	maps.Copy(e.w.Header(), e.response.header)
 	e.w.WriteHeader(e.response.status)
 }
 

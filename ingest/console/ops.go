@@ -106,7 +106,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if err := s.http.Shutdown(grace); err != nil {
 		_ = s.http.Close()
 	}
-	<-served
+	<-served //nolint:errcheck // no news: it was closed just now
 	return nil
 }
 
