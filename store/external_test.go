@@ -212,13 +212,14 @@ func TestReplicasOfALoneServer(t *testing.T) {
 	}
 }
 
-// Another daemon that makes the streams at the same moment disturbs nothing.
+// Another daemon that makes the streams at the same moment disturbs nothing, not even
+// one that is configured otherwise.
 func TestManyStartOnAFreshServer(t *testing.T) {
 	ns := startServer(t, serverOptions(t))
 	var all sync.WaitGroup
-	for range 5 {
+	for i := range int64(5) {
 		all.Go(func() {
-			s, err := Open(t.Context(), Options{NATSURL: ns.ClientURL(), Replicas: 1, QueueMaxBytes: 8 << 20, DeadMaxBytes: 8 << 20, KeepMaxBytes: 8 << 20})
+			s, err := Open(t.Context(), Options{NATSURL: ns.ClientURL(), Replicas: 1, QueueMaxBytes: (8 + i) << 20, DeadMaxBytes: 8 << 20, KeepMaxBytes: 8 << 20})
 			if err != nil {
 				t.Error(err)
 				return
@@ -232,4 +233,16 @@ func TestManyStartOnAFreshServer(t *testing.T) {
 		})
 	}
 	all.Wait()
+}
+
+// A command looks at what is there; it makes no queue.
+func TestAttachMakesNoStreamsOnAServer(t *testing.T) {
+	ns := startServer(t, serverOptions(t))
+	if _, err := tryOpen(t, external(ns), func(o *Options) { o.Attach = true }); err == nil || !strings.Contains(err.Error(), "there is no queue") {
+		t.Errorf("got %v", err)
+	}
+	s := openStore(t, external(ns)) // would refuse parts of a queue, and resize one that was made with other sizes
+	if _, err := s.Status(t.Context()); err != nil {
+		t.Error(err)
+	}
 }

@@ -27,12 +27,12 @@ const (
 
 // openStreams makes or adopts the three streams.
 func (s *Store) openStreams(ctx context.Context) error {
-	found, err := s.findStreams(ctx)
+	found, err := s.adoptable(ctx)
 	if err != nil {
 		return err
 	}
-	if err := s.allOrNone(found); err != nil {
-		return err
+	if len(found) == 0 && s.opts.Attach && s.embedded == nil {
+		return fmt.Errorf("there is no queue of prefix %s on the server: start a daemon, which makes one", s.opts.Prefix)
 	}
 	if err := s.fitSizes(); err != nil {
 		return err
@@ -79,6 +79,23 @@ func (s *Store) streams() []wantedStream {
 	state.Discard = jetstream.DiscardOld // one message per subject: the new one takes the old one's place
 	state.AllowDirect = false            // reads of the checkpoint come from the leader
 	return []wantedStream{{receipts, &s.receipts}, {dead, &s.dead}, {state, &s.state}}
+}
+
+// adoptable returns the streams that are there: all of them, or none. They are looked
+// up one after the other, so when another process is just making and using them, the
+// first look may miss one that is there by now.
+func (s *Store) adoptable(ctx context.Context) (map[string]jetstream.Stream, error) {
+	found, err := s.findStreams(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if s.allOrNone(found) == nil {
+		return found, nil
+	}
+	if found, err = s.findStreams(ctx); err != nil {
+		return nil, err
+	}
+	return found, s.allOrNone(found)
 }
 
 func (s *Store) findStreams(ctx context.Context) (map[string]jetstream.Stream, error) {
@@ -135,6 +152,12 @@ func (s *Store) startAnewBy() string {
 func (s *Store) openStream(ctx context.Context, want jetstream.StreamConfig, have jetstream.Stream) (jetstream.Stream, error) {
 	if have == nil {
 		stream, err := s.js.CreateStream(ctx, want)
+		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // another process was faster
+			stream, err = s.js.Stream(ctx, want.Name)
+			if err == nil {
+				return s.openStream(ctx, want, stream)
+			}
+		}
 		if err != nil {
 			return nil, fmt.Errorf("create stream %s: %w", want.Name, err)
 		}
