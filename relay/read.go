@@ -22,7 +22,8 @@ const (
 // read brings the frames of the queue to the loop, in order: first what it takes to
 // go on where the last term ended, then everything from the floor on.
 func (t *term) read(ctx context.Context) {
-	for !t.recall(ctx) {
+	var trouble hush
+	for !t.recall(ctx, &trouble) {
 		if ctx.Err() != nil {
 			return
 		}
@@ -36,7 +37,9 @@ func (t *term) read(ctx context.Context) {
 		case ctx.Err() != nil:
 			return
 		case err != nil:
-			t.log.Warn("cannot read the queue", zap.Error(err))
+			if trouble.over(time.Now()) {
+				t.log.Warn("cannot read the queue", zap.Error(err))
+			}
 			wait(ctx, readRetry)
 			continue
 		}
@@ -49,13 +52,13 @@ func (t *term) read(ctx context.Context) {
 
 // recall finds the letters that outran the last checkpoint, and fills the dedup
 // window from the receipts that are kept.
-func (t *term) recall(ctx context.Context) bool {
+func (t *term) recall(ctx context.Context, trouble *hush) bool {
 	died, last, err := t.opts.Queue.LettersSince(ctx, t.startDead, t.startFloor)
 	if err == nil {
 		t.send(ctx, func() { t.recalled(died, last) })
 		err = t.refill(ctx)
 	}
-	if err != nil && ctx.Err() == nil {
+	if err != nil && ctx.Err() == nil && trouble.over(time.Now()) {
 		t.log.Warn("cannot read the queue", zap.Error(err))
 	}
 	return err == nil

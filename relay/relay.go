@@ -123,17 +123,21 @@ func (r *Relay) Run(ctx context.Context) error {
 
 // standBy watches the checkpoint until a term is ours, and returns it; nil when ctx ends.
 func (r *Relay) standBy(ctx context.Context) (*term, error) {
+	var trouble hush
 	for said := false; ctx.Err() == nil; wait(ctx, standbyEvery) {
 		cp, err := r.look(ctx)
 		if errors.Is(err, store.ErrCorrupt) {
 			return nil, err
 		}
 		if err != nil {
-			r.log.Warn("cannot read the checkpoint", zap.Error(err))
+			if trouble.over(time.Now()) {
+				r.log.Warn("cannot read the checkpoint", zap.Error(err))
+			}
 			continue
 		}
 		if w, ok := r.lease.TakeOver(time.Now()); ok {
-			r.write(ctx, w).tell(r.lease)
+			// A stop does not break this off: who has taken over gives the term back.
+			r.write(context.WithoutCancel(ctx), w).tell(r.lease)
 		}
 		if r.lease.Holding() {
 			r.log.Info("active", zap.Uint64("term", r.lease.Term()), zap.Int("calls_limit", r.lease.Limit()))

@@ -11,6 +11,17 @@ import (
 // sayEvery bounds the log in an outage: one line a minute for every kind of trouble.
 const sayEvery = time.Minute
 
+// hush lets a line through once in sayEvery.
+type hush struct{ said time.Time }
+
+func (h *hush) over(now time.Time) bool {
+	if now.Sub(h.said) < sayEvery {
+		return false
+	}
+	h.said = now
+	return true
+}
+
 // report writes the one wide line of an upload. It has no payload, no user, and none
 // of CleverTap's words, which may quote a record.
 func (t *term) report(u *upload, records int, s step, result clevertap.Result, took time.Duration) {

@@ -23,7 +23,9 @@ type survey struct {
 	log    *zap.Logger
 	floor0 uint64 // of the term's start: frames below it are settled
 	paused atomic.Bool
-	asked  bool // the operator's word is known; of run alone
+	asked  bool // the operator's word is known; of run alone, as are these two
+	deaf   hush // it cannot be read
+	blind  hush // the queue cannot be looked at
 
 	mu      sync.Mutex
 	readSeq uint64 // the last frame the loop has read
@@ -88,6 +90,9 @@ func (s *survey) run(ctx context.Context, changed func()) {
 // askPaused tells whether the operator's word has changed.
 func (s *survey) askPaused(ctx context.Context) bool {
 	paused, err := s.queue.Paused(ctx)
+	if err != nil && ctx.Err() == nil && s.deaf.over(time.Now()) {
+		s.log.Warn("cannot read whether uploading is paused", zap.Bool("paused", s.paused.Load()), zap.Error(err))
+	}
 	if err != nil || paused == s.paused.Load() && s.asked {
 		return false
 	}
@@ -108,7 +113,7 @@ func (s *survey) look(ctx context.Context, trimmer *store.Trimmer, next uint64) 
 	if err == nil {
 		err = s.trim(ctx, trimmer)
 	}
-	if err != nil && ctx.Err() == nil {
+	if err != nil && ctx.Err() == nil && s.blind.over(time.Now()) {
 		s.log.Warn("cannot survey the queue", zap.Error(err))
 	}
 	return next
