@@ -343,7 +343,7 @@ func volumeOf(dir string) (volume, error) {
 	if err := unix.Statfs(dir, &v); err != nil {
 		return volume{}, fmt.Errorf("free space of %s: %w", dir, err)
 	}
-	size := uint64(v.Bsize)                                                                 //nolint:gosec // signed on Linux, unsigned elsewhere; never negative
+	size := uint64(v.Bsize)                                                         //nolint:gosec // signed on Linux, unsigned elsewhere; never negative
 	return volume{free: int64(v.Bavail * size), total: int64(v.Blocks * size)}, nil //nolint:gosec // volumes are smaller than 8 EiB
 }
 
