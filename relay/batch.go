@@ -214,6 +214,9 @@ func (w *waiting) release(i *item) {
 	}
 }
 
+// idle tells whether nothing may leave but what stepped aside.
+func (w *waiting) idle() bool { return len(w.batch) == 0 && len(w.freed) == 0 && len(w.fresh) == 0 }
+
 // stepAside takes a receipt out of its batch until due; its user stays busy, and
 // nobody else waits for it.
 func (w *waiting) stepAside(i *item, due time.Time) {

@@ -126,6 +126,7 @@ func receiptCost(r *store.Receipt) int64 { return int64(len(r.Record)) + itemByt
 type budget struct {
 	mu    sync.Mutex
 	free  int64
+	short bool          // the reader waits
 	shut  bool          // nothing is given out, whatever is free
 	moved chan struct{} // capacity 1: something was given back
 
@@ -149,7 +150,8 @@ func (b *budget) take(ctx context.Context, n int64) bool {
 func (b *budget) try(n int64) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.shut || b.free < n {
+	b.short = b.shut || b.free < n
+	if b.short {
 		return false
 	}
 	b.free -= n
@@ -166,6 +168,13 @@ func (b *budget) settle() {
 	b.mu.Unlock()
 	b.returned = 0
 	b.wake()
+}
+
+// starved tells whether the reader waits.
+func (b *budget) starved() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.short
 }
 
 // setShut closes or opens the budget.

@@ -233,6 +233,7 @@ type term struct {
 	again    []*upload                    // batches that go again, in order
 	batches  int                          // that hold a slot
 	calls    int                          // in flight
+	denied   bool                         // CleverTap refuses the account
 	evidence evidence                     // of what CleverTap accepts
 	said     map[clevertap.Kind]time.Time // when the log last told of such an answer
 

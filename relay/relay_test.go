@@ -806,9 +806,9 @@ func TestOneRelayIsActiveAndAGracefulStopHandsOver(t *testing.T) {
 func TestFrozenRelayIsTakenOver(t *testing.T) {
 	bubble(t, func(t *testing.T, g *scene) {
 		g.fake.Latency(300 * time.Millisecond)
-		const n, batch = 4000, 50
+		const n, batch, inflight = 4000, 50, 10
 		g.commit(receipts(0, n, 500)...)
-		small := func(o *Options) { o.BatchMaxRecords = batch }
+		small := func(o *Options) { o.BatchMaxRecords, o.MaxInflight = batch, inflight }
 
 		var frozen atomic.Bool
 		thaw := make(chan struct{})
@@ -842,8 +842,13 @@ func TestFrozenRelayIsTakenOver(t *testing.T) {
 			t.Errorf("the take-over took %v", took)
 		}
 		g.wantSumsIn(5*time.Minute, sums{accepted: n, delivered: n})
-		if got := g.duplicates(); got > 7*batch {
-			t.Errorf("%d duplicates, at most %d were in flight", got, 7*batch)
+		if got := g.duplicates(); got > inflight*batch {
+			t.Errorf("%d duplicates, at most %d were in flight", got, inflight*batch)
+		}
+		for _, c := range g.fake.Calls() {
+			if c.At.Sub(froze) > 3*time.Second && c.InFlight > accountCalls-inflight {
+				t.Errorf("%d calls in flight while %d of the frozen one may be", c.InFlight, inflight)
+			}
 		}
 		frozen.Store(false)
 		close(thaw)
@@ -854,8 +859,8 @@ func TestFrozenRelayIsTakenOver(t *testing.T) {
 		if first.metric("birdtap_relay_active") != 0 || g.checkpoint().Term != 2 {
 			t.Error("the one that woke is active")
 		}
-		if got := g.duplicates(); got > 2*7*batch {
-			t.Errorf("%d duplicates, at most %d may be", got, 2*7*batch)
+		if got := g.duplicates(); got > 2*inflight*batch {
+			t.Errorf("%d duplicates, at most %d may be", got, 2*inflight*batch)
 		}
 		g.wantLimits(15)
 	})

@@ -56,21 +56,21 @@ func (t *term) report(u *upload, records int, s step, result clevertap.Result, t
 	}
 }
 
-// breakerTurned tells the operator, and the next checkpoint, that the breaker changed.
+// breakerTurned tells the operator, and the next checkpoint, that the breaker changed,
+// and that CleverTap refuses the account, which nobody else will mend.
 func (t *term) breakerTurned(before string, result clevertap.Result) {
 	after := t.pace.State()
-	if before == after {
-		return
-	}
-	t.dirty = true
+	t.dirty = t.dirty || before != after
+	newlyDenied := result.Kind == clevertap.Denied && !t.denied
 	switch {
-	case after == breakerClosed:
-		t.log.Info("CleverTap takes records again")
-	case before != breakerClosed: // between open and half-open
-	case result.Kind == clevertap.Denied:
+	case newlyDenied:
+		t.denied = true
 		t.log.Error("CleverTap refuses the account: uploading stops and goes on by itself once it is mended; "+
 			"check account id, passcode and region (right credentials at the wrong region are refused, too)", zap.Int("status", result.Status))
-	default:
+	case before != after && after == breakerClosed:
+		t.denied = false
+		t.log.Info("CleverTap takes records again")
+	case before != after && before == breakerClosed:
 		t.log.Warn("CleverTap fails: uploading stops, receipts wait, probes go on", zap.Int("status", result.Status), zap.Error(result.Err))
 	}
 }

@@ -88,8 +88,11 @@ func (t *term) bury(ctx context.Context, now time.Time) {
 			Code: min(l.code, math.MaxInt32),
 		}
 	}
+	// Behind the end of the lease another relay may be delivering these very records.
+	buryCtx, cancel := context.WithDeadline(ctx, t.lease.SendUntil(now))
 	t.tasks.Go(func() {
-		seq, err := t.opts.Queue.Bury(ctx, stored)
+		defer cancel()
+		seq, err := t.opts.Queue.Bury(buryCtx, stored)
 		t.send(ctx, func() { t.buried(letters, seq, err) })
 	})
 }
@@ -281,20 +284,44 @@ const (
 // crowded bounds the checkpoint, which has to fit one message. A receipt that steps
 // aside for long leaves its frame settled in part; with thousands of such frames
 // the oldest goes to the dead letters early, and then reading pauses.
+//
+// It bounds the wait of everybody else, too: when the records aside, and what waits
+// behind them, take all the memory there is, so that nothing more is read and nothing
+// else is on the way, the oldest goes as well.
 func (t *term) crowded() {
+	if t.starved() {
+		t.giveUpOldest()
+	}
 	size := wholeBytes*len(t.settled.Whole) + partialBytes*len(t.settled.Partial)
 	for n := size - maxSettledBytes - partialBytes*t.givenUp; n > 0; n -= partialBytes {
-		i := t.ready.oldestAside()
-		if i == nil {
+		if !t.giveUpOldest() {
 			break
 		}
-		t.log.Warn("too many records wait after a 555: the oldest goes to the dead letters before its time")
-		t.ready.giveUp(i)
 		t.givenUp++
-		u := &upload{items: []*item{i}, ended: true, letters: 1}
-		t.letters = append(t.letters, letter{item: i, reason: reason555, code: int(clevertap.CodeServerError), upload: u})
 	}
 	t.budget.setShut(size > maxSettledBytes)
+}
+
+// starved tells whether the reader waits for memory that only records aside hold, and
+// nothing but those records is to blame.
+func (t *term) starved() bool {
+	if t.survey.paused.Load() || t.stopping || t.stuck || t.pace.State() != breakerClosed {
+		return false
+	}
+	return t.budget.starved() && t.batches == 0 && t.ready.idle() && len(t.letters) == 0 && !t.burying && t.writing == nil && !t.dirty
+}
+
+// giveUpOldest sends the record that stepped aside first to the dead letters.
+func (t *term) giveUpOldest() bool {
+	i := t.ready.oldestAside()
+	if i == nil {
+		return false
+	}
+	t.log.Warn("too many receipts wait for records that CleverTap answered with 555: the oldest goes to the dead letters before its time")
+	t.ready.giveUp(i)
+	u := &upload{items: []*item{i}, ended: true, letters: 1}
+	t.letters = append(t.letters, letter{item: i, reason: reason555, code: int(clevertap.CodeServerError), upload: u})
+	return true
 }
 
 // What settled frames take in a checkpoint, in bytes, at most.

@@ -2,7 +2,12 @@ package relay
 
 import (
 	"testing"
+	"time"
 
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/birdtap/birdtap/clevertap"
 	"github.com/birdtap/birdtap/store"
 )
 
@@ -42,5 +47,38 @@ func TestLettersThatOutranACheckpointAreLookedForUntilTheirReceiptsAreSettled(t 
 	term.take(frameWith(2, store.Receipt{User: 2, Record: []byte("{}")}))
 	if cp := term.snapshot(); cp.DeadSeq != 5 || cp.Totals.Died != 1 {
 		t.Fatalf("after: dead sequence %d, died %d, want 5 and 1", cp.DeadSeq, cp.Totals.Died)
+	}
+}
+
+func TestRecordsAsideDoNotStarveEverybodyElse(t *testing.T) {
+	term := termAt(store.Checkpoint{Floor: 1})
+	term.take(frameWith(1, store.Receipt{User: 1, Record: []byte("{}")}))
+	term.dirty = false
+	batch, _ := term.ready.take(time.Now().Add(time.Hour))
+	batch[0].aside = epoch
+	term.ready.stepAside(batch[0], epoch.Add(time.Hour))
+	term.budget.try(2 * heldBytes) // the reader waits
+	if term.crowded(); len(term.letters) != 0 {
+		t.Fatal("given up while the operator has paused uploading")
+	}
+	term.survey.paused.Store(false)
+	if term.crowded(); len(term.letters) != 1 || term.letters[0].reason != reason555 {
+		t.Fatalf("letters %v, want the record aside", term.letters)
+	}
+	if term.crowded(); len(term.letters) != 1 {
+		t.Fatal("given up twice")
+	}
+}
+
+func TestRefusedAccountIsAnErrorOnceEvenInAnOutage(t *testing.T) {
+	core, logs := observer.New(zap.ErrorLevel)
+	term := termAt(store.Checkpoint{Floor: 1})
+	term.log = zap.New(core)
+	denied := clevertap.Result{Kind: clevertap.Denied, Status: 401}
+	term.breakerTurned(breakerOpen, clevertap.Result{Kind: clevertap.ServerError, Status: 503})
+	term.breakerTurned(breakerOpen, denied)
+	term.breakerTurned(breakerOpen, denied)
+	if got := logs.Len(); got != 1 {
+		t.Fatalf("%d errors logged, want 1", got)
 	}
 }

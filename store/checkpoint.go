@@ -14,7 +14,7 @@ import (
 
 // Checkpoint is what the active relay knows to be settled. It is also the
 // lease: every write is a compare-and-set on the revision read before, so
-// whoever writes holds the term (design: one active relay per account).
+// whoever writes holds the term.
 //
 // It is kept as JSON, one message. It outlives a deploy: fields are only added.
 type Checkpoint struct {

@@ -376,11 +376,57 @@ func TestCrashLosesNothingAcknowledged(t *testing.T) {
 
 func TestTwoDaemonsOnOneDirectory(t *testing.T) {
 	s := openStore(t)
-	_, err := tryOpen(t, on(s.opts.DataDir))
+	_, err := tryOpen(t, on(s.opts.DataDir), func(o *Options) { o.lockWait = time.Millisecond })
 	wantErr(t, err, errLocked)
 	mustCommit(t, s, receipt(1)) // undisturbed
 	mustClose(t, s)
 	openStore(t, on(s.opts.DataDir))
+}
+
+// A daemon that is started while a command has the directory open waits for it.
+func TestDaemonWaitsForACommand(t *testing.T) {
+	s := openStore(t)
+	dir := s.opts.DataDir
+	mustClose(t, s)
+	command := openStore(t, on(dir), attached)
+	opened := make(chan error, 1)
+	go func() {
+		daemon, err := tryOpen(t, on(dir), func(o *Options) { o.lockWait = time.Minute })
+		if err == nil {
+			err = daemon.Close()
+		}
+		opened <- err
+	}()
+	mustClose(t, command)
+	if err := <-opened; err != nil {
+		t.Error(err)
+	}
+}
+
+// A command makes no queue: one on a volume that is not mounted would report that
+// nothing waits.
+func TestCommandOnAnEmptyDirectoryIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := tryOpen(t, on(dir), attached); err == nil || !strings.Contains(err.Error(), "there is no queue") {
+		t.Errorf("got %v", err)
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
+		t.Errorf("left behind %v, %v", entries, err)
+	}
+}
+
+// What a killed daemon has left in the checkpoint is not taken for a running relay.
+func TestStatusOfADirectoryThatNobodyRunsOnNamesNoRelay(t *testing.T) {
+	s := openStore(t)
+	dir := s.opts.DataDir
+	if _, err := s.WriteCheckpoint(t.Context(), Checkpoint{Floor: 1, Term: 1, Holder: "killed", Breaker: "open"}, 0); err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, s)
+	st := status(t, openStore(t, on(dir), attached))
+	if st.Holder != "" || st.Breaker != "closed" || st.Term != 1 {
+		t.Errorf("got holder %q, breaker %q, term %d", st.Holder, st.Breaker, st.Term)
+	}
 }
 
 func attached(o *Options) { o.Attach = true }

@@ -51,7 +51,10 @@ func (s *Store) Status(ctx context.Context) (Status, error) {
 		Holder:   cp.Holder, Term: cp.Term, Breaker: cp.Breaker,
 		DeadByReason: map[Reason]uint64{},
 	}
-	if st.Breaker == "" || cp.Holder == "" {
+	if s.embedded != nil && s.opts.Attach {
+		st.Holder = "" // this command has the directory open, so the holder is dead
+	}
+	if st.Breaker == "" || st.Holder == "" {
 		st.Breaker = "closed"
 	}
 	if time.Since(cp.LastDelivered) < rateFresh {

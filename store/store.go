@@ -66,6 +66,7 @@ type Options struct {
 
 	volume     func(dir string) (volume, error) // default volumeOf; tests shrink it
 	guardEvery time.Duration                    // default guardEvery; tests hurry
+	lockWait   time.Duration                    // default lockWait
 }
 
 const (
@@ -94,6 +95,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Registerer == nil {
 		o.Registerer = prometheus.NewRegistry()
+	}
+	if o.lockWait == 0 {
+		o.lockWait = lockWait
 	}
 	if o.guardEvery == 0 {
 		o.guardEvery = guardEvery
@@ -177,7 +181,12 @@ func (s *Store) connect(ctx context.Context) (err error) {
 	if s.opts.NATSURL != "" {
 		return s.dial(s.opts.NATSURL)
 	}
-	s.embedded, err = startEmbedded(s.opts)
+	if s.opts.Attach {
+		if m, _, err := readMarker(s.opts.DataDir); err != nil || !m.Queue {
+			return errors.Join(err, fmt.Errorf("there is no queue in %s: a daemon makes one", s.opts.DataDir))
+		}
+	}
+	s.embedded, err = s.startEmbedded(ctx)
 	if errors.Is(err, errLocked) && s.opts.Attach {
 		return s.attach(ctx)
 	}
@@ -185,6 +194,24 @@ func (s *Store) connect(ctx context.Context) (err error) {
 		return err
 	}
 	return s.dial("", nats.InProcessServer(s.embedded), nats.Token(s.embedded.token), nats.PingInterval(inProcessPing))
+}
+
+// startEmbedded opens the directory. A daemon waits a moment for one that a command has
+// open: starting it must not fail because somebody asked for the status just then.
+func (s *Store) startEmbedded(ctx context.Context) (*embedded, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.opts.lockWait)
+	defer cancel()
+	for {
+		e, err := startEmbedded(s.opts)
+		if !errors.Is(err, errLocked) || s.opts.Attach {
+			return e, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(attachRetry):
+		}
+	}
 }
 
 // attach reaches the running daemon. One that is just starting has not yet written
@@ -208,6 +235,7 @@ func (s *Store) attach(ctx context.Context) error {
 }
 
 const (
+	lockWait      = 3 * time.Second
 	attachWait    = 10 * time.Second
 	attachRetry   = 100 * time.Millisecond
 	reconnectWait = 250 * time.Millisecond

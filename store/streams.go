@@ -31,7 +31,7 @@ func (s *Store) openStreams(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if len(found) == 0 && s.opts.Attach && s.embedded == nil {
+	if len(found) == 0 && s.opts.Attach {
 		return fmt.Errorf("there is no queue of prefix %s on the server: start a daemon, which makes one", s.opts.Prefix)
 	}
 	if err := s.fitSizes(); err != nil {
