@@ -168,8 +168,12 @@ func uploadPaths(o Options) map[string]bool {
 	if !o.Upload {
 		return nil
 	}
-	paths := map[string]bool{"/": true, "/1/upload": true}
+	// The caller may append the path to an address that has it already.
+	paths := map[string]bool{"/": true, "/1/upload": true, "/1/upload/1/upload": true}
 	for _, p := range o.UploadPaths {
+		if strings.HasSuffix(p, "/") {
+			paths["/"+strings.Trim(p, "/")+"/"] = true
+		}
 		p = "/" + strings.Trim(p, "/")
 		paths[p] = true
 		paths[strings.TrimSuffix(p, "/")+"/1/upload"] = true

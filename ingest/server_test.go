@@ -249,6 +249,8 @@ func TestPathsAndMethods(t *testing.T) {
 		{all, "POST", "//1/upload", 404},
 		{all, "POST", "/1/../1/upload", 404},
 		{all, "POST", "/hook/", 404},
+		{all, "POST", "/api/in/", 401},
+		{all, "POST", "/1/upload/1/upload", 401},
 		{all, "POST", "/healthz", 404},
 		{all, "GET", "/metrics", 404},
 		{all, "GET", "/debug/pprof/", 404},

@@ -136,13 +136,17 @@ func LoadConfig(environ []string, terminal bool) (*Config, error) {
 func collect(environ []string) (map[string]string, error) {
 	set := map[string]string{}
 	for name, value := range env.ToMap(environ) {
-		if strings.HasPrefix(name, envPrefix) && value != "" {
+		if strings.HasPrefix(name, envPrefix) {
 			set[name] = value
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(set)) {
 		if _, ok := variables[name]; !ok {
 			return nil, unknownVariable(name)
+		}
+		if set[name] == "" {
+			delete(set, name)
+			continue
 		}
 		if !isSecret(name) && !isText(set[name]) {
 			return nil, &configError{

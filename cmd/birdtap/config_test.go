@@ -40,6 +40,14 @@ func birdtap(t testing.TB, environ []string, args ...string) result {
 	return result{code, out.String(), words.String()}
 }
 
+// A typing slip does not pass because its value is empty.
+func TestUnknownVariableIsRefusedEmptyToo(t *testing.T) {
+	_, err := LoadConfig([]string{"BIRDTAP_CLEVRTAP_PASSCODE="}, false)
+	if err == nil || !strings.Contains(err.Error(), "BIRDTAP_CLEVERTAP_PASSCODE") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestWrongValueNamesItsVariable(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "file")
@@ -51,6 +59,7 @@ func TestWrongValueNamesItsVariable(t *testing.T) {
 		"HTTP_ADDR=:99999",
 		"HTTP_ADDR=:http",
 		"OPS_ADDR=localhost",
+		"HTTP_TLS_CERT_FILE=" + file + " HTTP_TLS_KEY_FILE=" + file, // readable, and no certificate
 		"HTTP_TLS_CERT_FILE=" + dir + "/missing HTTP_TLS_KEY_FILE=" + file,
 		"HTTP_TLS_KEY_FILE=" + dir + "/missing HTTP_TLS_CERT_FILE=" + file,
 		"UPLOAD_PATHS=callback",

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -31,12 +30,10 @@ func (p *program) statusCommand() *cobra.Command {
 At rest the account adds up: accepted + replayed = delivered + deduplicated + died + queued.`,
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			return p.withStore(c.Context(), nil, func(ctx context.Context, s *store.Store) error {
-				if watch {
-					return p.watchStatus(ctx, s, asJSON)
-				}
-				return p.printStatus(ctx, s, asJSON)
-			})
+			if watch {
+				return p.watchStatus(c.Context(), asJSON)
+			}
+			return p.printStatus(c.Context(), asJSON)
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "one JSON object")
@@ -81,8 +78,12 @@ func newStatusJSON(st store.Status) statusJSON {
 	}
 }
 
-func (p *program) printStatus(ctx context.Context, s *store.Store, asJSON bool) error {
-	st, err := s.Status(ctx)
+func (p *program) printStatus(ctx context.Context, asJSON bool) error {
+	var st store.Status
+	err := p.withStore(ctx, nil, func(ctx context.Context, s *store.Store) (err error) {
+		st, err = s.Status(ctx)
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -100,16 +101,17 @@ func (p *program) printStatus(ctx context.Context, s *store.Store, asJSON bool) 
 // clearScreen moves a terminal's cursor home and wipes what stood there.
 const clearScreen = "\x1b[H\x1b[2J"
 
-// watchStatus ends without an error when the operator has seen enough.
-func (p *program) watchStatus(ctx context.Context, s *store.Store, asJSON bool) error {
+// watchStatus ends without an error when the operator has seen enough. It opens the
+// queue for each look, so that a daemon may be started or stopped meanwhile.
+func (p *program) watchStatus(ctx context.Context, asJSON bool) error {
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
 	for {
 		if isTerminal(p.out) && !asJSON {
 			fmt.Fprint(p.out, clearScreen)
 		}
-		err := p.printStatus(ctx, s, asJSON)
-		if errors.Is(err, context.Canceled) {
+		err := p.printStatus(ctx, asJSON)
+		if ctx.Err() != nil {
 			return nil
 		}
 		if err != nil {

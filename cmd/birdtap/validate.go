@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"crypto/tls"
 	"fmt"
 	"net"
 	"net/url"
@@ -61,6 +62,7 @@ func (c *Config) checkListeners() error {
 		c.checkAddr("HTTP_ADDR", c.HTTPAddr),
 		c.checkAddr("OPS_ADDR", c.OpsAddr),
 		c.checkPair("HTTP_TLS_CERT_FILE", c.HTTPTLSCertFile, "HTTP_TLS_KEY_FILE", c.HTTPTLSKeyFile),
+		c.checkCertificate(),
 	)
 }
 
@@ -84,6 +86,16 @@ func (c *Config) checkPair(certName, cert, keyName, key string) error {
 		return missing(certName, "TLS needs the certificate that belongs to %s%s", envPrefix, keyName)
 	}
 	return cmp.Or(c.checkFile(certName, cert), c.checkFile(keyName, key))
+}
+
+func (c *Config) checkCertificate() error {
+	if c.HTTPTLSCertFile == "" {
+		return nil
+	}
+	if _, err := tls.LoadX509KeyPair(c.HTTPTLSCertFile, c.HTTPTLSKeyFile); err != nil {
+		return c.wrong("HTTP_TLS_CERT_FILE", "is no certificate that goes with %sHTTP_TLS_KEY_FILE: %v", envPrefix, err)
+	}
+	return nil
 }
 
 func (c *Config) checkFile(name, file string) error {
