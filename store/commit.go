@@ -200,12 +200,25 @@ func (s *Store) publishFrame(m *nats.Msg) error {
 		return err
 	}
 	m.Subject = s.names.receipts
-	_, err := s.publish(s.life, m)
+	s.committing.Store(true)
+	defer s.committing.Store(false)
+	ack, err := s.publish(s.life, m)
 	s.guard.committed(err)
 	if err != nil {
 		return fmt.Errorf("commit frame: %w", err)
 	}
+	s.remember(ack.Sequence, m)
 	return nil
+}
+
+// remember keeps a frame that is on disk for this process' readers and scans.
+func (s *Store) remember(seq uint64, m *nats.Msg) {
+	now, replay := time.Now(), Replay(m.Header.Get(headerReplayed))
+	s.recent.add(storedFrame{seq: seq, time: now, data: m.Data, replay: replay}, FrameInfo{
+		Seq: seq, Time: now, Replay: replay,
+		Receipts: headerInt(m.Header, headerReceipts),
+		Bytes:    storedSize(len(m.Subject), m.Header, len(m.Data)),
+	})
 }
 
 // publish stores one message, with a deadline of its own, and types the error.

@@ -147,7 +147,9 @@ func (g *guard) mend() {
 	}
 	g.store.log.Error("starting the embedded queue anew", zap.Error(f.health))
 	g.restarted, g.sick = true, 0
-	if err := g.store.embedded.restart(); err != nil {
+	err := g.store.embedded.restart()
+	g.store.recent.forget()
+	if err != nil {
 		g.giveUp(err)
 		return
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -60,45 +61,119 @@ const (
 	consumerEnd  = time.Second
 )
 
-// Reader reads frames in sequence from a position. It minds itself: when nothing
-// comes although the queue has more, it builds its consumer anew from where it is.
+// Reader reads frames in sequence from a position. Those that this process has just
+// stored it takes from memory, all others from the server by a consumer, which it
+// minds: when nothing comes although the queue has more, it builds it anew from
+// where it is.
 type Reader struct {
 	source
+	built time.Time // when the consumer was built
+	asked bool      // the server had no more when it was asked last
+	ended sync.Once
 }
 
 // Read returns a reader that begins at frame from.
 func (s *Store) Read(from uint64) *Reader {
-	return &Reader{source{store: s, stream: s.receipts, name: s.names.receiptStream, next: max(1, from)}}
+	return s.newReader(source{next: max(1, from)})
 }
 
 // ReadSince returns a reader that begins at the first frame stored at or after t.
 func (s *Store) ReadSince(t time.Time) *Reader {
-	return &Reader{source{store: s, stream: s.receipts, name: s.names.receiptStream, next: 1, since: t}}
+	return s.newReader(source{next: 1, since: t})
 }
+
+func (s *Store) newReader(from source) *Reader {
+	s.recent.open()
+	from.store, from.stream, from.name = s, s.receipts, s.names.receiptStream
+	return &Reader{source: from}
+}
+
+const (
+	// endPoll is how soon a reader at the end sees what another process has stored: a
+	// command that replays.
+	endPoll = 250 * time.Millisecond
+	// consumerStays is how long a reader keeps a consumer that it has built, since it
+	// may need it for the next frames, too.
+	consumerStays = time.Second
+)
 
 // Next waits for the next frame, through outages of the server too; its only errors
 // are that of ctx and ErrClosed. A frame that does not decode is no error here: its Err says so.
 func (r *Reader) Next(ctx context.Context) (Frame, error) {
+	f, found, err := r.fromMemory(ctx)
+	if err != nil || found {
+		return f, err
+	}
+	if r.messages == nil {
+		r.built = time.Now()
+	}
 	msg, meta, err := r.message(ctx)
 	if err != nil {
 		return Frame{}, fmt.Errorf("read the queue: %w", err)
 	}
-	return toFrame(msg, meta), nil
+	if meta.NumPending == 0 && r.canWait() {
+		r.stop(ctx) // at the end one waits without it
+		r.asked = false
+	}
+	return toFrame(storedFrame{
+		seq: meta.Sequence.Stream, time: meta.Timestamp,
+		data: msg.Data(), replay: Replay(msg.Headers().Get(headerReplayed)),
+	}), nil
+}
+
+// canWait tells whether the reader may do without a consumer: what comes next comes
+// through this process, or may come a moment later.
+func (r *Reader) canWait() bool {
+	return r.store.embedded != nil && r.since.IsZero() && (r.messages == nil || time.Since(r.built) >= consumerStays)
+}
+
+// fromMemory returns the next frame if this process has stored it lately, and waits
+// for it where the queue ends. Not found: it has to be read from the server.
+func (r *Reader) fromMemory(ctx context.Context) (Frame, bool, error) {
+	for r.canWait() {
+		f, found, newer, next := r.store.recent.look(r.next)
+		switch {
+		case found:
+			r.stop(ctx)
+			r.next++
+			return toFrame(f), true, nil
+		case newer || r.messages != nil || !r.asked && r.more(ctx):
+			return Frame{}, false, nil
+		}
+		r.asked = true
+		select {
+		case <-next:
+		case <-time.After(endPoll):
+			r.asked = false
+		case <-ctx.Done():
+			return Frame{}, false, fmt.Errorf("read the queue: %w", ctx.Err())
+		case <-r.store.life.Done():
+			return Frame{}, false, fmt.Errorf("read the queue: %w", ErrClosed)
+		}
+	}
+	return Frame{}, false, nil
+}
+
+// more tells whether the server has the next frame, or does not say: then building a
+// consumer tells why.
+func (r *Reader) more(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, stallAfter)
+	defer cancel()
+	last, err := lastSequence(ctx, r.stream)
+	return err != nil || last >= r.next
 }
 
 // Close ends the reader. It may be called twice.
-func (r *Reader) Close() { r.stop(r.store.life) }
+func (r *Reader) Close() {
+	r.stop(r.store.life)
+	r.ended.Do(r.store.recent.close)
+}
 
-func toFrame(msg jetstream.Msg, meta *jetstream.MsgMetadata) Frame {
-	f := Frame{
-		Seq:    meta.Sequence.Stream,
-		Time:   meta.Timestamp,
-		Replay: Replay(msg.Headers().Get(headerReplayed)),
-		Bytes:  len(msg.Data()),
-	}
-	f.Receipts, f.Err = decodeFrame(msg.Data())
+func toFrame(stored storedFrame) Frame {
+	f := Frame{Seq: stored.seq, Time: stored.time, Replay: stored.replay, Bytes: len(stored.data)}
+	f.Receipts, f.Err = decodeFrame(stored.data)
 	if f.Err != nil {
-		f.Receipts = []Receipt{{Record: corrupt(msg.Data()), Reason: ReasonCorrupt, Accepted: f.Time}}
+		f.Receipts = []Receipt{{Record: corrupt(stored.data), Reason: ReasonCorrupt, Accepted: f.Time}}
 	}
 	for i := range f.Receipts {
 		if f.Receipts[i].Accepted.IsZero() {
@@ -322,8 +397,17 @@ func (s *source) stop(ctx context.Context) {
 }
 
 // ScanFrames calls fn for every frame from sequence from to the newest, without
-// reading its receipts, and returns the sequence behind the newest one.
+// reading its receipts, and returns the sequence behind the newest one. A frame that
+// is being committed meanwhile may be left to the next scan.
 func (s *Store) ScanFrames(ctx context.Context, from uint64, fn func(FrameInfo)) (uint64, error) {
+	end, err := lastSequence(ctx, s.receipts)
+	if err != nil {
+		return from, err
+	}
+	from = s.recent.scan(from, fn)
+	if from > end || from == end && s.committing.Load() {
+		return from, nil
+	}
 	return s.scan(ctx, s.receipts, s.names.receiptStream, from, true, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) error {
 		fn(s.frameInfo(msg, meta))
 		return nil

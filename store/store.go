@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -139,8 +140,10 @@ type Store struct {
 
 	receipts, dead, state jetstream.Stream
 
-	committer *committer
-	guard     *guard
+	committer  *committer
+	committing atomic.Bool // a frame is on its way to the server
+	recent     recent
+	guard      *guard
 
 	life context.Context // of commits: ends when Close has given up on them
 	end  context.CancelFunc

@@ -76,6 +76,7 @@ func (t *Trimmer) Trim(ctx context.Context, floor uint64, oldest, now time.Time)
 		return fmt.Errorf("trim the queue: %w", err)
 	}
 	t.trimmed = t.wanted
+	t.store.recent.drop(t.trimmed)
 	return nil
 }
 
