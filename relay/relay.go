@@ -34,6 +34,7 @@ type Queue interface {
 	Bury(ctx context.Context, letters []store.Letter) (uint64, error)
 	NewTrimmer() *store.Trimmer
 	Paused(ctx context.Context) (bool, error)
+	PauseNews(ctx context.Context) (<-chan struct{}, error)
 }
 
 // Options says how the relay works. The zero value of a field is its default.

@@ -13,7 +13,13 @@ import (
 
 const (
 	surveyEvery = time.Second
-	pauseEvery  = 200 * time.Millisecond
+	// The operator's word is asked for when there is news of it, for a while, since
+	// news come a moment early; and now and then, since they may be missed. Not more
+	// often: nats-server keeps what is read of the stream that checkpoints go to in
+	// memory for ten seconds.
+	pauseSoon  = 100 * time.Millisecond
+	pauseFor   = 2 * time.Second
+	pauseEvery = 30 * time.Second
 )
 
 // survey looks after what is not one receipt's business: how many wait beyond those
@@ -70,19 +76,42 @@ func (s *survey) beyond() (receipts int64, oldest time.Time, bytes int64) {
 	return max(0, s.ahead), s.unread, s.bytes
 }
 
-// run looks until ctx ends: for the operator's word every 200 ms, at the queue once
-// a second. It calls changed when uploading was paused or resumed.
+// run looks until ctx ends: at the queue once a second, for the operator's word when
+// there is news of it. It calls changed when uploading was paused or resumed.
 func (s *survey) run(ctx context.Context, changed func()) {
+	news, err := s.queue.PauseNews(ctx)
+	if err != nil && ctx.Err() == nil {
+		s.log.Warn("pause and resume may take half a minute to be noticed", zap.Error(err))
+	}
 	trimmer := s.queue.NewTrimmer()
 	next := uint64(1)
-	var looked time.Time
-	for ; ctx.Err() == nil; wait(ctx, pauseEvery) {
-		if s.askPaused(ctx) {
-			changed()
-		}
-		if now := time.Now(); now.Sub(looked) >= surveyEvery {
-			looked = now
+	if s.askPaused(ctx) { // first of all: nothing leaves before it is known
+		changed()
+	}
+	pause := time.NewTimer(pauseSoon)
+	defer pause.Stop()
+	look := time.NewTimer(0)
+	defer look.Stop()
+	var listen time.Time // until when the operator's word may change
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-news:
+			listen = time.Now().Add(pauseFor)
+			pause.Reset(0)
+		case <-pause.C:
+			if s.askPaused(ctx) {
+				changed()
+			}
+			again := pauseEvery
+			if !s.asked || time.Now().Before(listen) {
+				again = pauseSoon
+			}
+			pause.Reset(again)
+		case <-look.C:
 			next = s.look(ctx, trimmer, next)
+			look.Reset(surveyEvery)
 		}
 	}
 }

@@ -151,6 +151,24 @@ func (s *Store) Paused(ctx context.Context) (bool, error) {
 	return p.Paused, err
 }
 
+// PauseNews tells, until ctx ends, that somebody calls SetPaused, a moment before
+// Paused shows it. It is a hint and no more: what is said while the connection is down
+// is missed.
+func (s *Store) PauseNews(ctx context.Context) (<-chan struct{}, error) {
+	news := make(chan struct{}, 1)
+	sub, err := s.nc.Subscribe(s.names.pause, func(*nats.Msg) {
+		select {
+		case news <- struct{}{}:
+		default:
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listen for pause and resume: %w", err)
+	}
+	context.AfterFunc(ctx, func() { _ = sub.Unsubscribe() }) // a closed connection has no subscriptions
+	return news, nil
+}
+
 // purgeState is the message behind Status.Purged.
 type purgeState struct {
 	Purged uint64 `json:"purged"`
