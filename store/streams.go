@@ -19,7 +19,9 @@ const (
 	defaultQueueMaxBytes = 8 << 30
 	defaultDeadMaxBytes  = 1 << 30
 	defaultKeepMaxBytes  = 1 << 30
-	stateMaxBytes        = 64 << 20
+	// More than it ever holds. From 32 MiB on nats-server would write it in blocks of
+	// 8 MiB, and hold on to some of them, in place of 4 MiB.
+	stateMaxBytes = 24 << 20
 
 	// freeShare is how much of the free space the defaults may take.
 	freeShare = 0.6

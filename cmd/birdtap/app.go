@@ -270,7 +270,7 @@ func reasonsOf(err error) []string {
 // beyond it the collector works harder and nothing fails. It keeps the process flat
 // below 120 MiB while a burst comes in, where the default would first let the heap
 // double.
-const softMemoryLimit = 110 << 20
+const softMemoryLimit = 96 << 20
 
 // limitMemory leaves alone what an operator has set by Go's own variable.
 func limitMemory(environ []string) {
