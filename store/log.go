@@ -115,10 +115,7 @@ func (r *Reader) Next(ctx context.Context) (Frame, error) {
 		r.stop(ctx) // at the end one waits without it
 		r.asked = false
 	}
-	return toFrame(storedFrame{
-		seq: meta.Sequence.Stream, time: meta.Timestamp,
-		data: msg.Data(), replay: Replay(msg.Headers().Get(headerReplayed)),
-	}), nil
+	return toFrame(msg, meta), nil
 }
 
 // canWait tells whether the reader may do without a consumer: what comes next comes
@@ -136,7 +133,7 @@ func (r *Reader) fromMemory(ctx context.Context) (Frame, bool, error) {
 		case found:
 			r.stop(ctx)
 			r.next++
-			return toFrame(f), true, nil
+			return f.frame(), true, nil
 		case newer || r.messages != nil || !r.asked && r.more(ctx):
 			return Frame{}, false, nil
 		}
@@ -169,18 +166,11 @@ func (r *Reader) Close() {
 	r.ended.Do(r.store.recent.close)
 }
 
-func toFrame(stored storedFrame) Frame {
-	f := Frame{Seq: stored.seq, Time: stored.time, Replay: stored.replay, Bytes: len(stored.data)}
-	f.Receipts, f.Err = decodeFrame(stored.data)
-	if f.Err != nil {
-		f.Receipts = []Receipt{{Record: corrupt(stored.data), Reason: ReasonCorrupt, Accepted: f.Time}}
-	}
-	for i := range f.Receipts {
-		if f.Receipts[i].Accepted.IsZero() {
-			f.Receipts[i].Accepted = f.Time
-		}
-	}
-	return f
+func toFrame(msg jetstream.Msg, meta *jetstream.MsgMetadata) Frame {
+	return storedFrame{
+		seq: meta.Sequence.Stream, time: meta.Timestamp,
+		data: msg.Data(), replay: Replay(msg.Headers().Get(headerReplayed)),
+	}.frame()
 }
 
 // corrupt is what is kept of a message that does not decode.

@@ -41,6 +41,20 @@ type storedFrame struct {
 	replay Replay
 }
 
+func (s storedFrame) frame() Frame {
+	f := Frame{Seq: s.seq, Time: s.time, Replay: s.replay, Bytes: len(s.data)}
+	f.Receipts, f.Err = decodeFrame(s.data)
+	if f.Err != nil {
+		f.Receipts = []Receipt{{Record: corrupt(s.data), Reason: ReasonCorrupt, Accepted: f.Time}}
+	}
+	for i := range f.Receipts {
+		if f.Receipts[i].Accepted.IsZero() {
+			f.Receipts[i].Accepted = f.Time
+		}
+	}
+	return f
+}
+
 // open makes it keep what is stored from now on, close ends that.
 func (r *recent) open() {
 	r.mu.Lock()

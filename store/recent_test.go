@@ -20,7 +20,7 @@ func TestReaderAtTheEndNeedsNoServer(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		want := toFrame(storedFrame{seq: seq, time: f.Time, data: stored.Data})
+		want := storedFrame{seq: seq, time: f.Time, data: stored.Data}.frame()
 		if f.Seq != seq || f.Bytes != len(stored.Data) || len(f.Receipts) != len(want.Receipts) {
 			t.Fatalf("frame %d of %d bytes with %d receipts, want %d of %d with %d",
 				f.Seq, f.Bytes, len(f.Receipts), seq, len(stored.Data), len(want.Receipts))
