@@ -108,6 +108,14 @@ func letterHeader(letters []Letter) nats.Header {
 // still be replayed and purged: what is left of a message is stored before it goes.
 const deadSpareBytes = 4 << 20
 
+// CountLetters is how many dead letters there are of each reason, as the headers of
+// their messages say, without reading a letter.
+func (s *Store) CountLetters(ctx context.Context) (map[Reason]uint64, error) {
+	st := Status{DeadByReason: map[Reason]uint64{}}
+	err := s.countDead(ctx, &st)
+	return st.DeadByReason, err
+}
+
 // Bury stores dead letters and returns nil once all are on disk, with the sequence
 // of the last message. ErrInvalid: one of them cannot be stored, and none was;
 // ErrFull: DeadMaxBytes is reached. On any other error some may be stored; burying
@@ -284,111 +292,4 @@ func (s *Store) Purge(ctx context.Context, choose func(*Letter) bool, limit int)
 		}
 		return len(letters), nil
 	})
-}
-
-// ReplayOptions says which dead letters go back on the queue.
-type ReplayOptions struct {
-	Choose func(*Letter) bool
-	Limit  int     // at most so many; 0 = all
-	Rate   float64 // receipts/s; 0 = as fast as it goes
-	// Renew makes the receipt that goes on the queue; default: as it was. One
-	// refused at the door is judged anew here.
-	Renew    func(Letter) Receipt
-	Progress func(replayed int) // called after every commit; may be nil
-}
-
-// Replay puts dead letters back on the queue, in the order in which they died, except
-// that what an earlier replay or purge left of a message stands behind the others, and
-// returns how many. Each is stored there before it leaves the dead letters: killed
-// in between, a receipt may go twice, never not at all. When ctx ends, the letters
-// that are on the queue by then have left.
-func (s *Store) Replay(ctx context.Context, o ReplayOptions) (int, error) {
-	done := 0
-	pace := pace{rate: o.Rate}
-	choose := func(l *Letter) bool { return l.Origin.valid() && o.Choose(l) } // else there is no receipt in it
-	return s.takeLetters(ctx, choose, o.Limit, func(letters []Letter) (int, error) {
-		receipts := make([]Receipt, len(letters))
-		for i, l := range letters {
-			receipts[i] = o.renewed(l)
-		}
-		return s.replay(ctx, receipts, ReplayDead, &pace, func(n int) {
-			done += n
-			if o.Progress != nil {
-				o.Progress(done)
-			}
-		})
-	})
-}
-
-// renewed is the receipt of a letter for its next life. Its origin is the place of
-// the life that just died, never an earlier one.
-func (o ReplayOptions) renewed(l Letter) Receipt {
-	r := l.Receipt
-	if o.Renew != nil {
-		r = o.Renew(l)
-	}
-	r.Origin, r.Accepted = l.Origin, l.Receipt.Accepted
-	return r
-}
-
-// replay commits receipts as frames marked with how they came, calls after for each,
-// and returns how many it committed.
-func (s *Store) replay(ctx context.Context, receipts []Receipt, how Replay, pace *pace, after func(n int)) (int, error) {
-	done := 0
-	for done < len(receipts) {
-		rest := receipts[done:min(len(receipts), done+pace.most())]
-		var p packet
-		p.reset(frameMagic)
-		for p.n < len(rest) && !p.full(receiptSize(&rest[p.n])) {
-			if err := checkReceipt(&rest[p.n]); err != nil {
-				return done, err
-			}
-			p.buf = appendReceipt(p.buf, &rest[p.n])
-			p.n++
-		}
-		if err := pace.wait(ctx, p.n); err != nil {
-			return done, err
-		}
-		n := p.n
-		if err := s.publishFrame(frameMsg(p.seal(), n, string(how))); err != nil {
-			return done, err
-		}
-		done += n
-		after(n)
-	}
-	return done, nil
-}
-
-// pace holds back what would go faster than rate.
-type pace struct {
-	rate float64   // receipts/s; 0 = as fast as it goes
-	next time.Time // when the next ones may go
-}
-
-// most is how many may go at once: those of a second, so that a slow rate is even.
-func (p *pace) most() int {
-	if p.rate <= 0 {
-		return maxFrameReceipts
-	}
-	return min(maxFrameReceipts, max(1, int(p.rate)))
-}
-
-// wait until n receipts may go.
-func (p *pace) wait(ctx context.Context, n int) error {
-	if p.rate <= 0 {
-		return ctx.Err()
-	}
-	now := time.Now()
-	if p.next.Before(now) {
-		p.next = now
-	}
-	timer := time.NewTimer(p.next.Sub(now))
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		p.next = p.next.Add(time.Duration(float64(n) / p.rate * float64(time.Second)))
-		return ctx.Err()
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }
