@@ -135,6 +135,7 @@ type Store struct {
 	names    names
 	log      *zap.Logger
 	embedded *embedded // nil on an external server
+	denied   *denials
 	nc       *nats.Conn
 	js       jetstream.JetStream
 
@@ -159,7 +160,7 @@ type Store struct {
 // there had been one.
 func Open(ctx context.Context, o Options) (*Store, error) {
 	o = o.withDefaults()
-	s := &Store{opts: o, names: namesOf(o.Prefix), log: o.Log.Named("store")}
+	s := &Store{opts: o, names: namesOf(o.Prefix), log: o.Log.Named("store"), denied: newDenials()}
 	s.life, s.end = context.WithCancel(context.Background())
 	err := s.connect(ctx)
 	if err == nil {
@@ -269,6 +270,7 @@ func (s *Store) dial(address string, opts ...nats.Option) error {
 		nats.IgnoreAuthErrorAbort(),
 		nats.CustomInboxPrefix("_INBOX." + s.opts.Prefix),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			s.denied.hear(err)
 			s.log.Warn("queue connection", zap.Error(err))
 		}),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {

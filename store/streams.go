@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -34,7 +33,7 @@ func (s *Store) openStreams(ctx context.Context) error {
 		return err
 	}
 	if len(found) == 0 && s.opts.Attach {
-		return fmt.Errorf("there is no queue of prefix %s on the server: start a daemon, which makes one", s.opts.Prefix)
+		return fmt.Errorf("there is no queue of prefix %s on the server: start a daemon or run birdtap init, which make one", s.opts.Prefix)
 	}
 	if err := s.fitSizes(); err != nil {
 		return err
@@ -103,7 +102,11 @@ func (s *Store) adoptable(ctx context.Context) (map[string]jetstream.Stream, err
 func (s *Store) findStreams(ctx context.Context) (map[string]jetstream.Stream, error) {
 	found := map[string]jetstream.Stream{}
 	for _, want := range s.streams() {
-		stream, err := s.js.Stream(ctx, want.config.Name)
+		var stream jetstream.Stream
+		err := s.denied.unless(ctx, func(ctx context.Context) (err error) {
+			stream, err = s.js.Stream(ctx, want.config.Name)
+			return err
+		})
 		if errors.Is(err, jetstream.ErrStreamNotFound) {
 			continue
 		}
@@ -153,7 +156,7 @@ func (s *Store) startAnewBy() string {
 // openStream adopts a stream as it is, but for its sizes, which follow the configuration.
 func (s *Store) openStream(ctx context.Context, want jetstream.StreamConfig, have jetstream.Stream) (jetstream.Stream, error) {
 	if have == nil {
-		stream, err := s.js.CreateStream(ctx, want)
+		stream, err := s.createStream(ctx, want)
 		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // another process was faster
 			stream, err = s.js.Stream(ctx, want.Name)
 			if err == nil {
@@ -161,50 +164,39 @@ func (s *Store) openStream(ctx context.Context, want jetstream.StreamConfig, hav
 			}
 		}
 		if err != nil {
-			return nil, fmt.Errorf("create stream %s: %w", want.Name, err)
+			return nil, err
 		}
 		s.log.Info("stream created", zap.String("stream", want.Name), zap.Int64("max_bytes", want.MaxBytes), zap.Int("replicas", want.Replicas))
 		return stream, nil
 	}
 	config := have.CachedInfo().Config
-	if err := checkConfig(config, want); err != nil {
+	if err := s.checkConfig(config, want); err != nil {
 		return nil, err
 	}
 	if config.MaxBytes == want.MaxBytes && config.Replicas == want.Replicas || s.opts.Attach {
 		return have, nil
 	}
 	config.MaxBytes, config.Replicas = want.MaxBytes, want.Replicas
-	stream, err := s.js.UpdateStream(ctx, config)
-	if err != nil {
-		return nil, fmt.Errorf("resize stream %s: %w", want.Name, err)
+	stream, err := s.updateStream(ctx, config)
+	if errors.Is(err, errDenied) {
+		// Better a queue of another size than none.
+		s.log.Warn("the stream has not the configured size or replicas, and this user may not change it: birdtap init does", zap.String("stream", want.Name))
+		return have, nil
 	}
-	return stream, nil
+	return stream, err
 }
 
-// checkConfig refuses an existing stream that somebody has set up so that it loses
-// receipts without a word, or acknowledges before they are on disk.
-func checkConfig(have, want jetstream.StreamConfig) error {
-	var wrong []string
-	note := func(bad bool, what string) {
-		if bad {
-			wrong = append(wrong, what)
-		}
-	}
-	note(!slices.Equal(have.Subjects, want.Subjects), "subjects")
-	note(have.Retention != want.Retention, "retention")
-	note(have.Discard != want.Discard, "discard")
-	note(have.Storage != want.Storage, "storage")
-	note(have.MaxAge != 0, "max_age")
-	note(have.MaxMsgs > 0, "max_msgs")
-	note(have.MaxMsgsPerSubject > 0 && have.MaxMsgsPerSubject != want.MaxMsgsPerSubject, "max_msgs_per_subject")
-	note(have.MaxMsgSize > 0, "max_msg_size")
-	note(have.AllowDirect && want.MaxMsgsPerSubject > 0, "allow_direct")
-	note(have.PersistMode != want.PersistMode, "persist_mode")
-	note(have.NoAck, "no_ack")
+// checkConfig refuses an existing stream that is unfit; see differing.
+func (s *Store) checkConfig(have, want jetstream.StreamConfig) error {
+	wrong := differing(have, want, false)
 	if len(wrong) == 0 {
 		return nil
 	}
-	return fmt.Errorf("stream %s exists, but not as birdtap needs it; differing: %s", have.Name, strings.Join(wrong, ", "))
+	wayOut := ""
+	if s.embedded == nil && len(differing(have, want, true)) == 0 {
+		wayOut = "; birdtap init changes that"
+	}
+	return fmt.Errorf("stream %s exists, but not as birdtap needs it; differing: %s%s", have.Name, strings.Join(wrong, ", "), wayOut)
 }
 
 // checkLog refuses streams that end before what the checkpoint knows of them: new
