@@ -42,14 +42,26 @@ func startFake(t *testing.T) (*clevertaptest.Server, string) {
 
 func startDaemon(t *testing.T) daemon {
 	t.Helper()
+	return startDaemonWith(t, pair...)
+}
+
+// startDaemonWith is startDaemon with these variables in place of the pair, and beside
+// those that every daemon of these tests has.
+func startDaemonWith(t *testing.T, environ ...string) daemon {
+	t.Helper()
 	fake, address := startFake(t)
-	d := daemon{fake: fake, environ: append([]string{
+	return runDaemon(t, fake, append([]string{
 		"BIRDTAP_HTTP_ADDR=127.0.0.1:0",
 		"BIRDTAP_OPS_ADDR=127.0.0.1:0",
 		"BIRDTAP_DATA_DIR=" + filepath.Join(t.TempDir(), "data"),
 		"BIRDTAP_CLEVERTAP_URL=" + address,
 		"BIRDTAP_BATCH_MAX_WAIT=0",
-	}, pair...)}
+	}, environ...))
+}
+
+func runDaemon(t *testing.T, fake *clevertaptest.Server, environ []string) daemon {
+	t.Helper()
+	d := daemon{fake: fake, environ: environ}
 	cfg := load(t, d.environ)
 	if err := cfg.Validate(); err != nil {
 		t.Fatal(err)

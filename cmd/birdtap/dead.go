@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -43,7 +44,7 @@ func (p *program) deadListCommand() *cobra.Command {
 			})
 		},
 	}
-	f.register(c.Flags())
+	f.register(c)
 	c.Flags().BoolVar(&asJSON, "json", false, "one JSON object per line")
 	return c
 }
@@ -62,7 +63,7 @@ A record that is not JSON stands as record_base64. The output holds personal dat
 			})
 		},
 	}
-	f.register(c.Flags())
+	f.register(c)
 	return c
 }
 
@@ -84,7 +85,7 @@ tells how many and asks; elsewhere it needs --yes.`,
 			})
 		},
 	}
-	f.register(c.Flags())
+	f.register(c)
 	c.Flags().BoolVar(&yes, "yes", false, "do not ask")
 	return c
 }
@@ -93,6 +94,30 @@ tells how many and asks; elsewhere it needs --yes.`,
 type selection struct {
 	filter
 	choose func(*store.Letter) bool
+}
+
+// expected is how many letters that will be, where the headers of their messages
+// tell: without a filter, or with --reason alone. -1: they do not.
+func (s selection) expected(ctx context.Context, from *store.Store, leftOut ...store.Reason) int {
+	rest := s.filter
+	rest.reason, rest.limit = "", 0
+	if rest != (filter{}) {
+		return -1
+	}
+	count, err := from.CountLetters(ctx)
+	if err != nil {
+		return -1 // the command itself will say so
+	}
+	n := 0
+	for r, of := range count {
+		if (s.reason == "" || s.reason == reason(r)) && !slices.Contains(leftOut, r) {
+			n += int(of) //nolint:gosec // a count
+		}
+	}
+	if s.limit > 0 {
+		n = min(n, s.limit)
+	}
+	return n
 }
 
 // each calls fn for every selected letter, oldest first, up to the limit, and
@@ -158,7 +183,9 @@ func (p *program) purgeLetters(ctx context.Context, s *store.Store, sel selectio
 			sel.choose = func(*store.Letter) bool { return false } // a limit of 0 would be none
 		}
 	}
-	n, err := s.Purge(ctx, sel.choose, sel.limit)
+	bar := p.progress("purging", sel.expected(ctx, s), false)
+	n, err := s.Purge(ctx, bar.counting(sel.choose), sel.limit)
+	bar.end()
 	if err != nil {
 		return fmt.Errorf("after %s: %w", counted(n, "purged letter"), err)
 	}

@@ -8,12 +8,12 @@ import (
 	"strings"
 	"time"
 
-	"github.com/spf13/pflag"
+	"github.com/spf13/cobra"
 
 	"github.com/birdtap/birdtap/store"
 )
 
-// filter picks dead letters. Its zero value picks all of them.
+// filter picks dead letters, or delivered receipts. Its zero value picks all of them.
 type filter struct {
 	since, until moment
 	event        string
@@ -25,8 +25,9 @@ type filter struct {
 	limit        int
 }
 
-// register adds the flags of the filter.
-func (f *filter) register(flags *pflag.FlagSet) {
+// register adds the flags of the filter to a command.
+func (f *filter) register(c *cobra.Command) {
+	flags := c.Flags()
 	flags.Var(&f.since, "since", "died at or after this `time`: RFC 3339, or a duration such as 2h (that long ago)")
 	flags.Var(&f.until, "until", "died before this `time`: as --since")
 	flags.StringVar(&f.event, "event", "", "with this event `name`")
@@ -35,7 +36,25 @@ func (f *filter) register(flags *pflag.FlagSet) {
 	flags.StringVar(&f.identity, "identity", "", "of the user with this `id` (identity, objectId, FBID or GPID)")
 	flags.IntVar(&f.code, "code", 0, "with this `code` of CleverTap, such as 512")
 	flags.Var(&f.reason, "reason", "dead for this `reason`: "+reasonsText)
-	flags.IntVar(&f.limit, "limit", 0, "at most so many, the oldest first; 0 = all")
+	flags.IntVar(&f.limit, "limit", 0, "at most `n`, the oldest first; 0 = all")
+	f.complete(c)
+}
+
+// complete offers the values of flags that are closed sets to the shell.
+func (*filter) complete(c *cobra.Command) {
+	offer := func(flag string, values ...string) {
+		// It fails for a flag that does not exist only.
+		_ = c.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
+	}
+	offer("status", "SENT", "READ")
+	reasons := make([]string, 0, len(wordReasons)+len(knownCodes))
+	for _, r := range wordReasons {
+		reasons = append(reasons, string(r))
+	}
+	offer("reason", append(reasons, knownCodes...)...)
+	for _, flag := range []string{"since", "until", "event", "target-id", "identity", "code", "limit"} {
+		offer(flag)
+	}
 }
 
 // check says what no single flag can know.
@@ -53,17 +72,27 @@ func (f *filter) check() error {
 
 // choose tells whether the letter is picked. The limit is not its business.
 func (f *filter) choose(l *store.Letter) bool {
-	switch {
-	case !f.since.IsZero() && l.Died.Before(f.since.Time),
-		!f.until.IsZero() && !l.Died.Before(f.until.Time),
-		f.code != 0 && l.Code != f.code,
-		f.reason != "" && l.Reason != store.Reason(f.reason):
-		return false
-	}
+	return f.inTime(l.Died) &&
+		(f.code == 0 || l.Code == f.code) &&
+		(f.reason == "" || l.Reason == store.Reason(f.reason)) &&
+		f.inRecord(l.Receipt.Record)
+}
+
+// chooseDelivered is choose for what was delivered: it has no reason and no code, and
+// its time is when it was accepted.
+func (f *filter) chooseDelivered(r *store.Receipt) bool {
+	return f.inTime(r.Accepted) && f.inRecord(r.Record)
+}
+
+func (f *filter) inTime(t time.Time) bool {
+	return (f.since.IsZero() || !t.Before(f.since.Time)) && (f.until.IsZero() || t.Before(f.until.Time))
+}
+
+func (f *filter) inRecord(record []byte) bool {
 	if f.event == "" && f.status == "" && f.targetID == "" && f.identity == "" {
 		return true // a record is parsed only where that tells something
 	}
-	got := fieldsOf(l.Receipt.Record)
+	got := fieldsOf(record)
 	return (f.event == "" || got.Event == f.event) &&
 		(f.status == "" || got.Status == string(f.status)) &&
 		(f.targetID == "" || got.TargetID == f.targetID) &&
@@ -126,6 +155,8 @@ var (
 		store.ReasonRefused, store.ReasonHTTP400, store.ReasonHTTP413,
 		store.ReasonUnclear, store.ReasonUnmapped, store.ReasonCorrupt,
 	}
+	// knownCodes are the record codes of CleverTap that are common; --reason takes any.
+	knownCodes = []string{"509", "512", "513", "522", "523", "528", "555"}
 	codeReason = regexp.MustCompile(`^[0-9]{3}$`)
 )
 

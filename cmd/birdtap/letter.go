@@ -63,8 +63,11 @@ func (l letterLine) withRecord(record []byte) letterLine {
 }
 
 // write writes the line as JSON.
-func (l letterLine) write(w io.Writer) error {
-	line, err := json.Marshal(l)
+func (l letterLine) write(w io.Writer) error { return writeJSONLine(w, l) }
+
+// writeJSONLine writes v as one line of JSON.
+func writeJSONLine(w io.Writer, v any) error {
+	line, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}

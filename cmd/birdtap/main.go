@@ -62,7 +62,6 @@ func (p *program) run(ctx context.Context, args []string) int {
 	started := markStart(root)
 	root.SetArgs(append([]string{}, args...)) // of a nil slice cobra would make os.Args
 	root.SetIn(p.in)
-	root.SetOut(p.out)
 	root.SetErr(p.err)
 
 	err := root.ExecuteContext(ctx)
@@ -129,9 +128,11 @@ BIRDTAP_CLEVERTAP_PASSCODE; birdtap serve --print-config shows them all.`,
 	root.SetVersionTemplate("birdtap {{.Version}}\n")
 	root.AddCommand(
 		p.serveCommand(), p.ingestCommand(), p.relayCommand(),
-		p.statusCommand(), p.pauseCommand(), p.resumeCommand(), p.deadCommand(),
+		p.statusCommand(), p.pauseCommand(), p.resumeCommand(), p.deadCommand(), p.initCommand(),
 		p.demoCommand(), p.versionCommand(),
 	)
+	root.SetOut(p.out) // before cobra's own commands are made: they keep it
+	tidyUsage(root)
 	return root
 }
 

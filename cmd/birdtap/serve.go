@@ -45,7 +45,17 @@ With --replay it is no daemon: it puts the dead receipts that the filters pick b
 on the queue, prints how many, and ends. That works beside birdtap serve as well as
 while nothing runs. Receipts that were refused at the door are left out unless
 --reason refused asks for them. Killed in the middle, a receipt may go twice, never
-not at all.`)
+not at all; the same command goes on with the rest.
+
+With --replay --delivered it sends again what CleverTap has already taken, as far as
+it is kept (BIRDTAP_KEEP_DELIVERED, BIRDTAP_KEEP_MAX_BYTES): for data that got lost at
+CleverTap. --since and --until go by the time at which a receipt was accepted. Equal
+receipts go once. Dead letters that were purged count as delivered. Given once more,
+or after it was killed in the middle, it begins anew: what has gone goes again.`)
+	c.Example = `  birdtap relay --replay --dry-run
+  birdtap relay --replay --event Offer --rate 500
+  birdtap relay --replay --reason refused
+  birdtap relay --replay --delivered --since 2026-01-31T15:00:00Z --until 2026-01-31T16:00:00Z`
 	c.Short = "Only upload receipts (cluster); relay --replay sends dead ones again"
 	var f replayFlags
 	f.register(c)

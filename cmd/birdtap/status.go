@@ -140,7 +140,7 @@ func writeStatus(w io.Writer, st store.Status) error {
 	row(st.Deduplicated, "deduplicated", "copies of a receipt, dropped")
 	row(st.Died, "died", "")
 	row(st.Accepted, "accepted", "")
-	row(st.Replayed, "replayed", "dead ones put back on the queue")
+	row(st.Replayed, "replayed", "put back on the queue by an operator")
 	row(st.Purged, "purged", "dead ones given up by an operator")
 	if err := t.Flush(); err != nil {
 		return err
