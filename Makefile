@@ -43,6 +43,10 @@ fuzz-smoke: ## Every fuzz target for FUZZTIME (10s)
 bench: ## The benchmark: rates, latencies and their ratios
 	go run ./integration/bench
 
+.PHONY: bench-growth
+bench-growth: ## How cost grows with connections, receipts a body, and backlog (10 M receipts, 3 GB of disk)
+	go run ./integration/bench -growth
+
 ##@ Check
 
 .PHONY: lint

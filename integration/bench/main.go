@@ -2,6 +2,7 @@
 //
 //	go run ./integration/bench            # or make bench
 //	go run ./integration/bench -queued 10000000 -only 'queued|kill'
+//	go run ./integration/bench -growth     # or make bench-growth
 //
 // Every figure comes from the real binary, built by the bench and run as a process
 // of its own, as users run it. Around it stand further processes, all on loopback:
@@ -39,6 +40,7 @@ type options struct {
 	json    string         // file for the rows
 	dir     string         // where the queue is
 	timeout time.Duration  // of everything
+	growth  bool           // how cost grows, in place of the bars
 }
 
 func main() {
@@ -92,6 +94,7 @@ func parseFlags(args []string) (options, error) {
 	f.StringVar(&only, "only", "", "measure only the rows that match this `regexp`")
 	f.StringVar(&o.json, "json", "", "write the rows to this `file`, too")
 	f.StringVar(&o.dir, "dir", "", "put the queue into a temporary directory `here`, not under the system's")
+	f.BoolVar(&o.growth, "growth", false, "measure how cost grows with connections, receipts a body and backlog, in place of the bars")
 	f.DurationVar(&o.timeout, "timeout", 20*time.Minute, "of everything")
 	if err := f.Parse(args); err != nil {
 		return o, err
@@ -141,7 +144,11 @@ func bench(ctx context.Context, o options, out io.Writer) (err error) {
 	}
 	machine.print(out)
 	b := &run{options: o, crew: c, dir: dir, binary: binary, table: newTable(out)}
-	err = b.scenarios(ctx)
+	if o.growth {
+		err = b.growth(ctx)
+	} else {
+		err = b.scenarios(ctx)
+	}
 	if o.json != "" {
 		err = errors.Join(err, writeJSON(o.json, machine, b.table.rows))
 	}
