@@ -89,20 +89,31 @@ func setup(t *testing.T, options ...func(*store.Options)) *scene {
 func bubble(t *testing.T, test func(*testing.T, *scene), options ...func(*store.Options)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		g := newScene(t, options...)
-		pipes := &pipeListener{conns: make(chan net.Conn), closed: make(chan struct{})}
-		if err := g.fake.Serve(pipes); err != nil {
-			t.Fatal(err)
-		}
-		g.connect("http://clevertap.test", &http.Transport{MaxIdleConnsPerHost: clevertap.MaxInflight, DialContext: pipes.dial})
-		test(t, g)
+		bubbleAt(t, t.TempDir(), test, options...)
 	})
+}
+
+// bubbleAt is what happens in a bubble, with the queue in a directory that may have one.
+func bubbleAt(t *testing.T, dir string, test func(*testing.T, *scene), options ...func(*store.Options)) {
+	t.Helper()
+	g := newSceneAt(t, dir, options...)
+	pipes := &pipeListener{conns: make(chan net.Conn), closed: make(chan struct{})}
+	if err := g.fake.Serve(pipes); err != nil {
+		t.Fatal(err)
+	}
+	g.connect("http://clevertap.test", &http.Transport{MaxIdleConnsPerHost: clevertap.MaxInflight, DialContext: pipes.dial})
+	test(t, g)
 }
 
 func newScene(t *testing.T, options ...func(*store.Options)) *scene {
 	t.Helper()
+	return newSceneAt(t, t.TempDir(), options...)
+}
+
+func newSceneAt(t *testing.T, dir string, options ...func(*store.Options)) *scene {
+	t.Helper()
 	core, logs := observer.New(zap.DebugLevel)
-	g := &scene{t: t, dir: t.TempDir(), log: zap.New(core), logs: logs, arrived: &arrived{}}
+	g := &scene{t: t, dir: dir, log: zap.New(core), logs: logs, arrived: &arrived{}}
 	t.Cleanup(g.checkLogs)
 	g.queue = storetest.Open(t, g.dir, append([]func(*store.Options){func(o *store.Options) { o.Log = g.log }}, options...)...)
 	g.fake = clevertaptest.New(clevertaptest.Options{AccountID: testAccount, Passcode: testPasscode})

@@ -87,7 +87,11 @@ func (t *term) refill(ctx context.Context) error {
 	if err != nil || !found || newest.Before(since) {
 		return err
 	}
-	reader := t.opts.Queue.ReadSince(since)
+	from, err := t.opts.Queue.FirstSince(ctx, t.startFloor, since)
+	if err != nil {
+		return err
+	}
+	reader := t.opts.Queue.Read(from)
 	defer reader.Close()
 	for {
 		f, err := reader.Next(ctx)

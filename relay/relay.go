@@ -27,8 +27,8 @@ type Queue interface {
 	ReadCheckpoint(ctx context.Context) (store.Checkpoint, uint64, error)
 	WriteCheckpoint(ctx context.Context, cp store.Checkpoint, rev uint64) (uint64, error)
 	Read(from uint64) *store.Reader
-	ReadSince(t time.Time) *store.Reader
 	FrameTime(ctx context.Context, seq uint64) (time.Time, bool, error)
+	FirstSince(ctx context.Context, end uint64, since time.Time) (uint64, error)
 	ScanFrames(ctx context.Context, from uint64, fn func(store.FrameInfo)) (uint64, error)
 	LettersSince(ctx context.Context, deadSeq, floor uint64) (map[store.Place]bool, uint64, error)
 	Bury(ctx context.Context, letters []store.Letter) (uint64, error)

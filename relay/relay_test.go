@@ -331,6 +331,10 @@ func TestCallOfUnknownOutcomeGoesAgain(t *testing.T) {
 		"wrong counts":       {clevertaptest.WrongCounts(1), true},
 		"500 after taking":   {clevertaptest.Status(500, nil, "").Taking(), true},
 		"fail naming nobody": {clevertaptest.FailNamingNothing(), false},
+		"a byte a second":    {clevertaptest.SlowBytes(time.Second), true},
+		"reset mid answer":   {clevertaptest.ResetMidAnswer(), true},
+		"a gigabyte":         {clevertaptest.Huge(1 << 30), false},
+		"a gigabyte, packed": {clevertaptest.HugeGzip(1 << 30), false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, func(t *testing.T, g *scene) {

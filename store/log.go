@@ -74,18 +74,8 @@ type Reader struct {
 
 // Read returns a reader that begins at frame from.
 func (s *Store) Read(from uint64) *Reader {
-	return s.newReader(source{next: max(1, from)})
-}
-
-// ReadSince returns a reader that begins at the first frame stored at or after t.
-func (s *Store) ReadSince(t time.Time) *Reader {
-	return s.newReader(source{next: 1, since: t})
-}
-
-func (s *Store) newReader(from source) *Reader {
 	s.recent.open()
-	from.store, from.stream, from.name = s, s.receipts, s.names.receiptStream
-	return &Reader{source: from}
+	return &Reader{source: source{store: s, stream: s.receipts, name: s.names.receiptStream, next: max(1, from)}}
 }
 
 const (
@@ -121,7 +111,7 @@ func (r *Reader) Next(ctx context.Context) (Frame, error) {
 // canWait tells whether the reader may do without a consumer: what comes next comes
 // through this process, or may come a moment later.
 func (r *Reader) canWait() bool {
-	return r.store.embedded != nil && r.since.IsZero() && (r.messages == nil || time.Since(r.built) >= consumerStays)
+	return r.store.embedded != nil && (r.messages == nil || time.Since(r.built) >= consumerStays)
 }
 
 // fromMemory returns the next frame if this process has stored it lately, and waits
@@ -189,7 +179,6 @@ type source struct {
 	stream      jetstream.Stream
 	name        string
 	next        uint64
-	since       time.Time // instead of next, for the first consumer
 	headersOnly bool
 	scan        bool // errEnd instead of waiting where there is nothing, and no second try
 
@@ -336,16 +325,13 @@ func (s *source) consume(ctx context.Context) error {
 		Replicas:          1,
 		InactiveThreshold: consumerIdle,
 	}
-	if !s.since.IsZero() {
-		config.DeliverPolicy, config.OptStartSeq, config.OptStartTime = jetstream.DeliverByStartTimePolicy, 0, &s.since
-	}
 	consumer, err := s.stream.CreateConsumer(ctx, config)
 	if err != nil {
 		return err
 	}
 	info := consumer.CachedInfo()
 	s.consumer, s.order = info.Name, 0
-	s.next, s.since = max(s.next, info.Delivered.Stream+1), time.Time{}
+	s.next = max(s.next, info.Delivered.Stream+1)
 	if s.scan && info.NumPending == 0 {
 		s.stop(ctx)
 		return errEnd
@@ -489,4 +475,32 @@ func (s *Store) FrameTime(ctx context.Context, seq uint64) (time.Time, bool, err
 		return time.Time{}, false, fmt.Errorf("look up frame %d: %w", seq, err)
 	}
 	return msg.Time, true, nil
+}
+
+// FirstSince returns the first of the frames right before end that were stored at or
+// after since: end if there is none. It goes back from end in steps that double, and
+// then halves what is left. The server's own search by time would not do: after a clock
+// was set back the times of frames do not rise, and it may end behind all of them.
+func (s *Store) FirstSince(ctx context.Context, end uint64, since time.Time) (uint64, error) {
+	info, err := s.receipts.Info(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("look up stream %s: %w", s.names.receiptStream, err)
+	}
+	inside, outside := end, min(info.State.FirstSeq, end)-1
+	for step := uint64(1); inside-outside > 1; step *= 2 {
+		at := outside + (inside-outside)/2
+		if outside < info.State.FirstSeq && inside-outside > step {
+			at = inside - step
+		}
+		stored, found, err := s.FrameTime(ctx, at)
+		switch {
+		case err != nil:
+			return 0, err
+		case !found || !stored.Before(since): // of a damaged one nobody knows
+			inside = at
+		default:
+			outside = at
+		}
+	}
+	return inside, nil
 }

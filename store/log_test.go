@@ -34,7 +34,7 @@ func TestReadFromAPosition(t *testing.T) {
 func TestReadBehindTheEndWaits(t *testing.T) {
 	s := openStore(t)
 	frames(t, s, 2, 1)
-	for _, r := range []*Reader{s.Read(3), s.ReadSince(time.Now().Add(time.Hour))} {
+	for _, r := range []*Reader{s.Read(3), s.Read(30)} {
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 		_, err := r.Next(ctx)
 		cancel()
@@ -59,21 +59,47 @@ func commitSoon(t testing.TB, s *Store, rs ...Receipt) {
 	}()
 }
 
-func TestReadSinceATime(t *testing.T) {
+// Frames whose times rise are found wherever the time lies; of one that is gone
+// nobody knows when it was stored, so what lies behind it counts.
+func TestFirstSince(t *testing.T) {
 	s := openStore(t)
-	frames(t, s, 3, 1)
-	all := read(t, s, 1, 3)
-	for i, f := range all {
-		r := s.ReadSince(f.Time)
-		if got := next(t, r, 1)[0]; got.Seq != uint64(i)+1 {
-			t.Errorf("since %v: frame %d, want %d", f.Time, got.Seq, i+1)
+	const n = 20
+	frames(t, s, n, 1)
+	all := read(t, s, 1, n)
+	first := func(end uint64, since time.Time) uint64 {
+		t.Helper()
+		seq, err := s.FirstSince(t.Context(), end, since)
+		if err != nil {
+			t.Fatal(err)
 		}
-		r.Close()
+		return seq
 	}
-	r := s.ReadSince(all[0].Time.Add(-time.Hour))
-	defer r.Close()
-	if got := next(t, r, 3); got[0].Seq != 1 || got[2].Seq != 3 {
-		t.Errorf("since long ago: frames %d to %d", got[0].Seq, got[2].Seq)
+	for end := uint64(1); end <= n+1; end++ {
+		for i, f := range all {
+			if got, want := first(end, f.Time), min(end, uint64(i)+1); got != want {
+				t.Errorf("before %d, since the time of frame %d: %d", end, i+1, got)
+			}
+		}
+		if got := first(end, all[0].Time.Add(-time.Hour)); got != 1 {
+			t.Errorf("before %d, since long ago: %d", end, got)
+		}
+		if got := first(end, time.Now().Add(time.Hour)); got != end {
+			t.Errorf("before %d, since a time to come: %d", end, got)
+		}
+	}
+	if err := s.receipts.Purge(t.Context(), jetstream.WithPurgeSequence(5)); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.receipts.DeleteMsg(t.Context(), 10); err != nil {
+		t.Fatal(err)
+	}
+	if got := first(n+1, all[0].Time); got != 5 {
+		t.Errorf("since a time that is gone: %d, want 5", got)
+	}
+	for i := 4; i < n; i++ {
+		if got, want := first(n+1, all[i].Time), uint64(i)+1; got != want && got != 10 {
+			t.Errorf("since the time of frame %d: %d", want, got)
+		}
 	}
 }
 

@@ -127,10 +127,14 @@ func (s *Store) newDeliveredWalk(ctx context.Context, o DeliveredOptions) (*deli
 
 // run reads from a DedupWindow before Since, for a copy must find its first.
 func (w *deliveredWalk) run(ctx context.Context, fn func(*Receipt) error) error {
-	src := source{store: w.store, stream: w.store.receipts, name: w.store.names.receiptStream, next: 1, scan: true}
+	from := uint64(1)
 	if since := w.options.Since; !since.IsZero() {
-		src.since = since.Add(-w.window)
+		var err error
+		if from, err = w.store.FirstSince(ctx, w.last+1, since.Add(-w.window)); err != nil {
+			return err
+		}
 	}
+	src := source{store: w.store, stream: w.store.receipts, name: w.store.names.receiptStream, next: from, scan: true}
 	defer src.stop(ctx)
 	for w.next <= w.last {
 		msg, meta, err := src.message(ctx)
