@@ -320,6 +320,26 @@ func load(t testing.TB, environ []string) *Config {
 	return cfg
 }
 
+// A clock that was wrong, and is set right, must not keep an old secret in use.
+func TestSecretFileIsReadAgainAfterTheClockWasSetBack(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "token")
+	writeFile(t, file, "first")
+	s, err := newSecretSource("BIRDTAP_OPS_TOKEN", Secret{}, file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := s.Get(); got != "first" {
+		t.Fatalf("Get gives %q", got)
+	}
+	writeFile(t, file, "the second")
+	synctest.Test(t, func(t *testing.T) { // where it is the year 2000
+		time.Sleep(lookEvery)
+		if got := s.Get(); got != "the second" {
+			t.Errorf("Get gives %q, want the second", got)
+		}
+	})
+}
+
 func TestSecretFileIsReadAgain(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "token")
 	writeFile(t, file, "first\r\n")

@@ -221,10 +221,13 @@ type watchedFile struct {
 // lookEvery bounds how often a file is looked at.
 const lookEvery = time.Second
 
-// due tells whether it is time to look, and tells so to one caller only.
+// due tells whether it is time to look, and tells so to one caller only. A time further
+// off than any look can be was set before the clock went back.
 func (w *watchedFile) due() bool {
 	now, next := time.Now(), w.next.Load()
-	return now.UnixNano() >= next && w.next.CompareAndSwap(next, now.Add(lookEvery).UnixNano())
+	left := time.Duration(next - now.UnixNano())
+	waits := 0 < left && left <= lookEvery
+	return !waits && w.next.CompareAndSwap(next, now.Add(lookEvery).UnixNano())
 }
 
 // changed tells whether the file differs from the one it saw last, by identity,
