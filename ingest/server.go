@@ -27,8 +27,6 @@ const (
 	maxHeaderBytes = 16 << 10
 	// headerSlop is what net/http allows beyond http.Server.MaxHeaderBytes.
 	headerSlop = 4 << 10
-
-	defaultMaxConns = 4096
 )
 
 // Options says which doors are open, and to whom. The zero value of a field is
@@ -55,7 +53,7 @@ type Options struct {
 	// Other answers every other path, for rooms that share the address. Default: 404.
 	Other http.Handler
 
-	MaxConns   int // connections at once, default 4096; further ones wait to be accepted
+	MaxConns   int // connections at once, default 4096 or what descriptors allow; further ones wait to be accepted
 	Log        *zap.Logger
 	Registerer prometheus.Registerer // default: one of its own
 	Now        func() time.Time      // gives the ts of records that have none; default time.Now
@@ -139,7 +137,7 @@ func (s *Server) setUp(o Options) error {
 	}
 	maxConns := o.MaxConns
 	if maxConns == 0 {
-		maxConns = defaultMaxConns
+		maxConns = affordableConns(descriptors())
 	}
 	s.listener = netutil.LimitListener(listener, maxConns)
 	return nil
