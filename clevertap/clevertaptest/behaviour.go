@@ -141,6 +141,17 @@ func CutOff() Behaviour {
 	}}
 }
 
+// ResetMidAnswer resets the connection in the middle of the answer's body. The
+// records are taken.
+func ResetMidAnswer() Behaviour {
+	return Behaviour{name: "reset_mid_answer", deliver: func(e *exchange) {
+		e.head()
+		_, _ = e.w.Write(e.response.body[:len(e.response.body)/2])
+		e.flush()
+		e.reset()
+	}}
+}
+
 // SlowBytes answers a byte at a time, with a pause before each. The records are
 // taken.
 func SlowBytes(pause time.Duration) Behaviour {

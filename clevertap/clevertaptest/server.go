@@ -49,6 +49,7 @@ type Server struct {
 	changed     chan struct{} // closed at the next change of counts; nil: nobody waits
 	script      []Behaviour
 	always      Behaviour
+	each        func(Call) Behaviour
 	latency     time.Duration
 	closing     bool
 	blank       Blank
@@ -94,8 +95,16 @@ func (s *Server) Pending() int {
 // Always is the behaviour of all calls that are not scripted, until Normal.
 func (s *Server) Always(b Behaviour) { s.set(func() { s.always = b }) }
 
-// Normal ends Always and forgets what is scripted. The judges stay.
-func (s *Server) Normal() { s.set(func() { s.always, s.script = Behaviour{}, nil }) }
+// Each asks f for the behaviour of every call that is not scripted, in place of
+// Always, until Normal. Of the call its number, its arrival and the calls in flight
+// are known. f is asked for one call at a time and should be quick: nothing else
+// happens meanwhile.
+func (s *Server) Each(f func(Call) Behaviour) { s.set(func() { s.each = f }) }
+
+// Normal ends Always and Each and forgets what is scripted. The judges stay.
+func (s *Server) Normal() {
+	s.set(func() { s.always, s.each, s.script = Behaviour{}, nil, nil })
+}
 
 // Judge asks f about every record that is in order, before it is taken: 0 takes
 // it, a record code such as 555 or 528 refuses it. nil ends that.
@@ -289,6 +298,8 @@ func (s *Server) arrive() passage {
 		p.does.name = "over_limit"
 	case len(s.script) > 0:
 		p.does, s.script = s.script[0], s.script[1:]
+	case s.each != nil:
+		p.does = s.each(p.call)
 	}
 	p.call.Did = p.does.String()
 	s.wake()

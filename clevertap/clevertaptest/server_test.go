@@ -365,6 +365,36 @@ func TestScriptThenAlwaysThenNormal(t *testing.T) {
 	}
 }
 
+func TestEachIsAskedForEveryCallThatIsNotScripted(t *testing.T) {
+	s, client := setup(t, fake.Options{})
+	s.Each(func(c fake.Call) fake.Behaviour {
+		if c.Index%2 == 0 {
+			return fake.Status(503, nil, "")
+		}
+		return fake.Behaviour{}
+	})
+	s.Script(fake.Status(404, nil, ""))
+	for i, want := range []int{404, 503, 200, 503, 200, 200} {
+		if i == 5 {
+			s.Normal()
+		}
+		if code, _, err := post(t.Context(), client, s, call(rec("u"))); code != want || err != nil {
+			t.Errorf("call %d: got %d, %v, want %d", i+1, code, err, want)
+		}
+	}
+}
+
+func TestResetInTheMiddleOfAnAnswerComesAfterTaking(t *testing.T) {
+	s, client := setup(t, fake.Options{})
+	s.Script(fake.ResetMidAnswer())
+	if _, body, err := post(t.Context(), client, s, call(rec("u"))); err == nil {
+		t.Errorf("the answer came whole: %s", body)
+	}
+	if got := s.Calls()[0]; got.Accepted != 1 || got.Did != "reset_mid_answer" {
+		t.Errorf("got %+v", got)
+	}
+}
+
 func TestCountOnlyAndKeepingNothing(t *testing.T) {
 	s, client := setup(t, fake.Options{})
 	s.CountOnly(true)
