@@ -33,7 +33,14 @@ race: ## The same under the race detector
 
 .PHONY: integration
 integration: ## The whole system against real servers in containers (Docker)
-	go test -tags integration -count=1 -timeout 20m -v ./integration/...
+	go test -tags failpoint -count=1 -run 'KilledReplay|Orders|Points|Asked' ./store/...
+	go test -tags integration -count=1 -timeout 20m -parallel 4 -v ./integration/...
+
+DURATION ?= 1h
+
+.PHONY: soak
+soak: ## The daemon under random faults for DURATION (1h); SEED=n draws the same again
+	SEED=$(SEED) go test -tags integration -count=1 -timeout 0 -v -run '^TestSoak$$' ./integration -soak=$(DURATION) -soak.out=$(abspath soak.json)
 
 .PHONY: fuzz-smoke
 fuzz-smoke: ## Every fuzz target for FUZZTIME (10s)

@@ -93,7 +93,7 @@ func Check(e Evidence) Report {
 			}
 			r.fields(entry, s)
 			r.letters(entry, why)
-			if !isDead { // one that died may have come back by a replay, later
+			if !isDead && !entry.Fate.dies() { // one that died may have come back by a replay, later
 				r.order(entry, s, order)
 			}
 		}

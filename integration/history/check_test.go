@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/birdtap/birdtap/clevertap/clevertaptest"
 )
 
 // world is a run in which everything went well, until a test plants a bug.
@@ -246,6 +248,58 @@ func TestCheckFindsEveryPlantedBug(t *testing.T) {
 				t.Errorf("found %s, but as an error: %v", tt.want, err)
 			}
 		})
+	}
+}
+
+// What CleverTap refuses until someone has put it right is dead until a replay; it then
+// comes later than the ones behind it. Dead for another reason it is misjudged.
+func TestCheckKnowsPoisonAndItsReplay(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name, want string
+		end        func(w *world, r *sentReceipt)
+	}{
+		{"dead", "map[]", func(w *world, r *sentReceipt) { w.letters = []Letter{{ID: r.id, Reason: "http_400"}} }},
+		{"replayed", "map[]", func(w *world, r *sentReceipt) { w.deliver([]*sentReceipt{r}) }},
+		{"forgotten", "map[lost:1]", func(*world, *sentReceipt) {}},
+		{"dead as another", "map[misjudged:1]", func(w *world, r *sentReceipt) {
+			w.letters = []Letter{{ID: r.id, Reason: "unclear"}}
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, 1000)
+			poison := w.sent[3]
+			w.log.clients[poison.place.client][poison.place.number].Fate = Poison
+			w.deliver(slices.Delete(slices.Clone(w.sent), 3, 4))
+			tt.end(w, poison)
+			if got := fmt.Sprint(findings(w.check())); got != tt.want {
+				t.Errorf("found %s, want %s", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestPoisonSpoilsItsCallUntilMended(t *testing.T) {
+	t.Parallel()
+	r := NewReceived("run")
+	call := func(fates ...Fate) clevertaptest.Call {
+		var c clevertaptest.Call
+		for _, f := range fates {
+			c.Records = append(c.Records, clevertaptest.Record{Raw: []byte(`{"evtData":{"fate":"` + string(f) + `"}}`)})
+		}
+		return c
+	}
+	for _, tt := range []struct {
+		call clevertaptest.Call
+		want int
+	}{{call(Take, Refuse), 0}, {call(Take, Poison, Take), 400}, {call(Poison), 400}} {
+		if got := r.JudgeCall(tt.call); got != tt.want {
+			t.Errorf("a call of %d records: %d, want %d", len(tt.call.Records), got, tt.want)
+		}
+	}
+	if r.Mend(); r.JudgeCall(call(Poison)) != 0 {
+		t.Error("poison still spoils its call")
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -30,7 +31,7 @@ type Options struct {
 	Total          int     // receipts of all clients together; 0: until told to stop
 
 	// Shares of the receipts, 0 to 1, made for the fates of these names.
-	Refuse, Again, AtDoor float64
+	Refuse, Again, AtDoor, Poison float64
 	// Several is the share of calls that carry 2 to 50 receipts; the rest carry one.
 	Several float64
 	// Broken is the share of calls that deserve a 4xx: cut short, without the
@@ -63,8 +64,9 @@ func (o Options) withDefaults() Options {
 // Client sends receipts as Sendbird would, over many connections. A user has one
 // call in flight at most, so that it is defined in which order its receipts came.
 type Client struct {
-	opts Options
-	log  *Log
+	opts   Options
+	log    *Log
+	faster atomic.Uint64 // how many times the rate; 0 is once
 }
 
 // NewClient makes a client that [Client.Run] sets to work.
@@ -75,6 +77,10 @@ func NewClient(o Options) *Client {
 
 // Log is what the client knows; it may be read while it runs.
 func (c *Client) Log() *Log { return c.log }
+
+// Hurry makes the client send so many times its rate from now on; 1 is as at first.
+// One that has no rate goes on as it is. It may be called while the client runs.
+func (c *Client) Hurry(times uint64) { c.faster.Store(times) }
 
 // Run sends until ctx ends, or Total is reached and every receipt has its answer.
 // Calls in flight are waited for, so that as little as can be stays unknown.
@@ -298,7 +304,7 @@ func (c *connection) rest(ctx context.Context, receipts int) {
 	if c.opts.Rate <= 0 {
 		return
 	}
-	mean := float64(receipts*c.opts.Clients) / c.opts.Rate
+	mean := float64(receipts*c.opts.Clients) / (c.opts.Rate * float64(max(1, c.faster.Load())))
 	pause(ctx, time.Duration((0.5+c.random.Float64())*mean*float64(time.Second)))
 }
 

@@ -26,6 +26,7 @@ const (
 	Refuse Fate = "refuse" // CleverTap refuses it with 512, whenever it comes
 	Again  Fate = "again"  // CleverTap answers 555 twice, and then takes it
 	AtDoor Fate = "door"   // birdtap refuses it with 512: its status is none
+	Poison Fate = "poison" // CleverTap answers 400 to every call that carries it
 )
 
 // reason is why a receipt of this fate is dead once it has come in; empty if it
@@ -34,12 +35,17 @@ func (f Fate) reason() string {
 	switch f {
 	case Refuse:
 		return "512"
+	case Poison:
+		return "http_400"
 	case AtDoor:
 		return "refused"
 	default:
 		return ""
 	}
 }
+
+// dies tells whether CleverTap never takes a receipt of this fate at first.
+func (f Fate) dies() bool { return f == Refuse || f == Poison }
 
 // Fields is a hash of all that CleverTap must get as it was sent: user, event name,
 // and every property of evtData, byte for byte.
@@ -139,7 +145,7 @@ func (s *source) fate() Fate {
 	for _, f := range []struct {
 		fate  Fate
 		share float64
-	}{{Refuse, s.opts.Refuse}, {Again, s.opts.Again}, {AtDoor, s.opts.AtDoor}} {
+	}{{Refuse, s.opts.Refuse}, {Again, s.opts.Again}, {AtDoor, s.opts.AtDoor}, {Poison, s.opts.Poison}} {
 		if x < f.share {
 			return f.fate
 		}

@@ -1,9 +1,12 @@
 package history
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
+	"slices"
 	"sync"
 
 	"github.com/go-json-experiment/json"
@@ -16,6 +19,7 @@ import (
 //
 //	fake.OnRecord(received.Record)
 //	fake.Judge(received.Judge)
+//	fake.JudgeCall(received.JudgeCall) // if there is poison
 type Received struct {
 	run string
 
@@ -26,6 +30,7 @@ type Received struct {
 	taken   int          // accepted, copies included
 	records int          // the most in one call
 	foreign []string     // accepted, and of no client of this run
+	mended  bool         // nothing is refused any more
 }
 
 // sighting is what was seen of one receipt.
@@ -92,13 +97,37 @@ func (r *Received) Judge(rec clevertaptest.Record) int {
 	s := r.at(p)
 	s.tries++
 	switch {
-	case what.fate == Refuse:
+	case what.fate == Refuse && !r.mended:
 		return 512
 	case what.fate == Again && s.tries <= againTries:
 		return 555
 	default:
 		return 0
 	}
+}
+
+// poisonMark is how the record of a poisonous receipt is told from others without
+// being read.
+var poisonMark = []byte(`"fate":"` + string(Poison) + `"`)
+
+// JudgeCall refuses every call that carries poison. It is for
+// [clevertaptest.Server.JudgeCall].
+func (r *Received) JudgeCall(c clevertaptest.Call) int {
+	r.mu.Lock()
+	mended := r.mended
+	r.mu.Unlock()
+	if !mended && slices.ContainsFunc(c.Records, func(rec clevertaptest.Record) bool { return bytes.Contains(rec.Raw, poisonMark) }) {
+		return http.StatusBadRequest
+	}
+	return 0
+}
+
+// Mend ends what makes CleverTap refuse receipts: those of the fates [Refuse] and
+// [Poison] are taken from now on, as after an operator has put right what was wrong.
+func (r *Received) Mend() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.mended = true
 }
 
 // at is the sighting of one place, which is there from now on.
