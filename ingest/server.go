@@ -15,6 +15,8 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/net/netutil"
 	"golang.org/x/sync/semaphore"
+
+	"github.com/birdtap/birdtap/store/failpoint"
 )
 
 const (
@@ -261,6 +263,9 @@ func (s *Server) commit(ctx context.Context, committer Committer, c *call) error
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitWithin-c.waited)
 	defer cancel()
 	err := committer.Commit(ctx, c.receipts)
+	if err == nil {
+		failpoint.Here(failpoint.Stored)
+	}
 	s.noteCommit(err)
 	return err
 }

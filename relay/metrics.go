@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -15,7 +16,13 @@ type metrics struct {
 	delivered, deduplicated, replayed, missing prometheus.Counter
 	deadTotal                                  *prometheus.CounterVec
 
-	depth, oldest, queueBytes, inflight, breaker, active, dedupKeys prometheus.Gauge
+	depth, queueBytes, inflight, breaker, active, dedupKeys prometheus.Gauge
+
+	// When the oldest receipt came that the loop knows of, Unix ns, or 0; and who knows
+	// of those beyond. The age is reckoned when it is asked for: it grows on when the
+	// loop stands still.
+	oldest atomic.Int64
+	ahead  atomic.Pointer[survey]
 
 	uploadSeconds     *prometheus.HistogramVec
 	batchRecords      prometheus.Histogram
@@ -46,7 +53,6 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		replayed:     counter("receipts_replayed_total", "Receipts of replays that were settled again."),
 		missing:      counter("frames_missing_total", "Frames that were gone from the queue before they were settled."),
 		depth:        gauge("queue_depth", "Receipts that wait to be delivered."),
-		oldest:       gauge("queue_oldest_seconds", "Age of the oldest receipt that waits."),
 		queueBytes:   gauge("queue_bytes", "Bytes of the frames with a receipt that waits, about."),
 		inflight:     gauge("uploads_inflight", "Calls to CleverTap in flight."),
 		breaker:      gauge("breaker_open", "1 while uploading is stopped because CleverTap fails, else 0."),
@@ -68,6 +74,9 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Buckets: prometheus.ExponentialBuckets(0.0001, 2, 16), // 0.1 ms to 3.3 s
 		}),
 	}
+	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "birdtap_queue_oldest_seconds", Help: "Age of the oldest receipt that waits.",
+	}, func() float64 { return m.age(time.Now()) }))
 	r.MustRegister(m.deadTotal, m.uploadSeconds, m.batchRecords, m.checkpointSeconds)
 	for _, reason := range knownReasons {
 		m.deadTotal.WithLabelValues(string(reason))
@@ -94,31 +103,48 @@ func (m *metrics) settled(how ending, replay store.Replay) {
 func (m *metrics) dead(reason store.Reason) { m.deadTotal.WithLabelValues(string(reason)).Inc() }
 
 // tell sets the gauges to what the term knows.
-func (m *metrics) tell(t *term, now time.Time) {
+func (m *metrics) tell(t *term) {
 	unread, oldest, bytes := t.survey.beyond()
-	if held := t.oldest(); !held.IsZero() {
-		oldest = held
+	if first := t.oldest(); !first.IsZero() {
+		oldest = first
 	}
-	age := 0.0
+	held := int64(0)
 	if !oldest.IsZero() {
-		age = max(0, now.Sub(oldest).Seconds())
+		held = oldest.UnixNano()
 	}
+	m.oldest.Store(held)
+	m.ahead.Store(t.survey)
 	open := 0.0
 	if t.pace.State() != "closed" {
 		open = 1
 	}
 	m.active.Set(1)
 	m.depth.Set(float64(int64(t.held) + unread))
-	m.oldest.Set(age)
 	m.queueBytes.Set(float64(bytes))
 	m.inflight.Set(float64(t.calls))
 	m.breaker.Set(open)
 	m.dedupKeys.Set(float64(t.dedup.Len()))
 }
 
+// age is how long the oldest receipt has waited, in seconds.
+func (m *metrics) age(now time.Time) float64 {
+	var oldest time.Time
+	if at := m.oldest.Load(); at != 0 {
+		oldest = time.Unix(0, at)
+	} else if ahead := m.ahead.Load(); ahead != nil {
+		_, oldest, _ = ahead.beyond()
+	}
+	if oldest.IsZero() {
+		return 0
+	}
+	return max(0, now.Sub(oldest).Seconds())
+}
+
 // idle is what a relay shows that is not active.
 func (m *metrics) idle() {
-	for _, g := range []prometheus.Gauge{m.active, m.depth, m.oldest, m.queueBytes, m.inflight, m.breaker, m.dedupKeys} {
+	m.oldest.Store(0)
+	m.ahead.Store(nil)
+	for _, g := range []prometheus.Gauge{m.active, m.depth, m.queueBytes, m.inflight, m.breaker, m.dedupKeys} {
 		g.Set(0)
 	}
 }

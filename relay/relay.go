@@ -15,6 +15,7 @@ import (
 
 	"github.com/birdtap/birdtap/clevertap"
 	"github.com/birdtap/birdtap/store"
+	"github.com/birdtap/birdtap/store/failpoint"
 )
 
 // Uploader makes one call with at most clevertap.MaxRecords records, and one attempt.
@@ -169,6 +170,7 @@ func (r *Relay) write(ctx context.Context, w leaseWrite) written {
 	defer cancel()
 	began := time.Now()
 	rev, err := r.opts.Queue.WriteCheckpoint(ctx, w.Checkpoint, w.Replaces)
+	failpoint.Here(failpoint.CheckpointWritten)
 	r.metrics.checkpointSeconds.Observe(time.Since(began).Seconds())
 	return written{number: w.Number, rev: rev, err: err}
 }
@@ -307,6 +309,7 @@ func (t *term) run(ctx context.Context) {
 	var giveUp <-chan time.Time
 	asked := ctx.Done()
 	for t.lease.Holding() {
+		failpoint.Here(failpoint.Turn)
 		now := time.Now()
 		t.sendUntil.Store(int64(t.lease.SendUntil(now).Sub(t.began)))
 		t.upload(work, now)
@@ -479,7 +482,7 @@ func (t *term) admit(i *item) {
 // tell shows where the term stands.
 func (t *term) tell(now time.Time) {
 	t.rate.tick(now)
-	t.metrics.tell(t, now)
+	t.metrics.tell(t)
 	t.progress.Store(now.UnixNano())
 }
 
@@ -570,6 +573,9 @@ func (t *term) call(ctx context.Context, u *upload, now time.Time) {
 		callCtx, cancel := context.WithTimeout(ctx, t.opts.CallTimeout)
 		defer cancel()
 		result := t.opts.Uploader.Upload(callCtx, records)
+		if result.Kind == clevertap.Accepted {
+			failpoint.Here(failpoint.Uploaded)
+		}
 		took := time.Since(now)
 		t.send(ctx, func() { t.answered(u, begun, len(records), result, took) })
 	})

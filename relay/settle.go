@@ -11,6 +11,7 @@ import (
 
 	"github.com/birdtap/birdtap/clevertap"
 	"github.com/birdtap/birdtap/store"
+	"github.com/birdtap/birdtap/store/failpoint"
 )
 
 // ending is how a receipt was settled.
@@ -93,6 +94,9 @@ func (t *term) bury(ctx context.Context, now time.Time) {
 	t.tasks.Go(func() {
 		defer cancel()
 		seq, err := t.opts.Queue.Bury(buryCtx, stored)
+		if err == nil {
+			failpoint.Here(failpoint.LettersStored)
+		}
 		t.send(ctx, func() { t.buried(letters, seq, err) })
 	})
 }
@@ -242,7 +246,7 @@ func (t *term) snapshot() store.Checkpoint {
 		deadSeq = t.startDead // there are letters behind it that the totals do not include
 	}
 	return store.Checkpoint{
-		Floor: t.floor, Settled: t.settled.Clone(), DeadSeq: deadSeq, Totals: t.totals,
+		Floor: t.floor, Settled: t.settled.Clone(), Last: t.expect - 1, DeadSeq: deadSeq, Totals: t.totals,
 		Breaker: t.pace.State(), Rate: t.rate.perSecond, LastDelivered: t.rate.last,
 	}
 }

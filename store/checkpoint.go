@@ -28,6 +28,7 @@ type Checkpoint struct {
 
 	Floor   uint64  `json:"floor"`             // every receipt of every frame below it is settled
 	Settled Settled `json:"settled"`           // what is settled at or above the floor
+	Last    uint64  `json:"last,omitzero"`     // newest frame that was read: the queue cannot end before it
 	DeadSeq uint64  `json:"dead_seq"`          // last sequence of the dead stream that the totals include
 	Totals  Totals  `json:"totals"`            // over all terms
 	Breaker string  `json:"breaker,omitempty"` // closed, open or half-open, for status only
@@ -85,7 +86,7 @@ func decodeCheckpoint(data []byte) (Checkpoint, error) {
 
 // check tells what about a checkpoint cannot be.
 func (cp *Checkpoint) check() error {
-	if cp.Floor < 1 || cp.Floor > maxSequence || cp.Limit < 0 || cp.Out < 0 {
+	if cp.Floor < 1 || cp.Floor > maxSequence || cp.Last > maxSequence || cp.Limit < 0 || cp.Out < 0 {
 		return fmt.Errorf("%w: checkpoint with floor %d, limit %d, out %d", ErrCorrupt, cp.Floor, cp.Limit, cp.Out)
 	}
 	if math.IsNaN(cp.Rate) || math.IsInf(cp.Rate, 0) {

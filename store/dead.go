@@ -13,6 +13,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
+
+	"github.com/birdtap/birdtap/store/failpoint"
 )
 
 // Letters that died together are one message on the dead stream: a mistyped event
@@ -268,9 +270,7 @@ func (s *Store) removeLetters(ctx context.Context, m deadMessage, indices []int)
 	if _, err := s.bury(ctx, rest); err != nil {
 		return err
 	}
-	if s.beforeRemove != nil {
-		s.beforeRemove()
-	}
+	failpoint.Here(failpoint.LettersKept)
 	if err := s.dead.DeleteMsg(ctx, m.seq); err != nil {
 		if _, gone := s.dead.GetMsg(ctx, m.seq); errors.Is(gone, jetstream.ErrMsgNotFound) {
 			return nil // another command was faster

@@ -227,40 +227,6 @@ func TestInterruptedReplayDoublesNothing(t *testing.T) {
 	})
 }
 
-// Killed at any point in between, a letter stands twice or is on the queue and in the
-// letters, but is never in neither.
-func TestKilledReplayLosesNothing(t *testing.T) {
-	s := openStore(t)
-	ls := letters(0, 100, "512")
-	mustBury(t, s, ls...)
-	odd := func(l *Letter) bool { return l.Origin.Index%2 == 1 }
-	var left string
-	s.beforeRemove = func() { left = crash(t, s.opts.DataDir) }
-	if _, err := s.Replay(t.Context(), ReplayOptions{Choose: odd}); err != nil {
-		t.Fatal(err)
-	}
-	killed := openStore(t, on(left))
-	onQueue := stored(t, killed)
-	count := map[Place]int{}
-	for _, l := range buried(t, killed) {
-		count[l.Origin]++
-	}
-	for i, l := range ls {
-		wantCount := 2 // stored anew, the old message still there
-		if odd(&l) {
-			wantCount = 1
-			if !slices.Contains(onQueue, keyOf(l.Receipt)) {
-				t.Errorf("letter %d is not on the queue", i)
-			}
-		}
-		wantEqual(t, "times a letter stands", count[l.Origin], wantCount)
-	}
-	// The command is given again: the rest goes, of equal origins, which the relay drops.
-	if n, err := killed.Replay(t.Context(), ReplayOptions{Choose: odd}); n != 50 || err != nil {
-		t.Errorf("replayed %d, %v", n, err)
-	}
-}
-
 func TestReplayToAFullQueueKeepsTheLetters(t *testing.T) {
 	s := openStore(t, queueOf(1<<20), func(o *Options) { o.KeepMaxBytes = 1 << 20 })
 	ls := letters(0, 30, "512")

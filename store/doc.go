@@ -71,7 +71,9 @@
 // A directory that holds something else is refused and left as it is. Where a queue had
 // been, birdtap does not start with an empty or a shorter one: a missing folder, a
 // missing stream, a log that ends before what the checkpoint says is settled are errors
-// that name the way out.
+// that name the way out. What is damaged and leaves the rest usable is told as an error in
+// the log at the start, or when it is read, and the rest flows: frames or dead letters
+// that are missing, a checkpoint that does not read.
 //
 // # Health
 //

@@ -17,6 +17,8 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
+
+	"github.com/birdtap/birdtap/store/failpoint"
 )
 
 // Files of a data directory, beside nats-server's own jetstream/.
@@ -84,6 +86,8 @@ func (e *embedded) prepare() error {
 	}
 	if _, found, err := readMarker(e.opts.DataDir); err != nil || !found {
 		if err == nil {
+			// A volume that is not mounted looks the same.
+			e.opts.Log.Named("store").Warn("starting with an empty queue: nothing was in the data directory", zap.String("directory", e.opts.DataDir))
 			err = writeMarker(e.opts.DataDir, false)
 		}
 		if err != nil {
@@ -164,13 +168,33 @@ func readMarker(dir string) (m marker, found bool, err error) {
 	return m, true, nil
 }
 
-// markDir notes that the directory has a queue, once its streams exist.
-func markDir(dir string) error {
-	m, _, err := readMarker(dir)
+// mark notes that the directory has a queue, once its streams exist.
+func (e *embedded) mark() error {
+	if e.opts.Sync == SyncInterval {
+		if err := syncStreams(e.opts.DataDir); err != nil {
+			return err
+		}
+	}
+	m, _, err := readMarker(e.opts.DataDir)
 	if err != nil || m.Queue {
 		return err
 	}
-	return writeMarker(dir, true)
+	return writeMarker(e.opts.DataDir, true)
+}
+
+// syncStreams puts on disk what the streams are, which a server that syncs once a
+// second never does: a power cut may take receipts then, but not the queue as a whole.
+func syncStreams(dataDir string) error {
+	err := filepath.WalkDir(filepath.Join(dataDir, "jetstream"), func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.IsDir() && !strings.HasPrefix(d.Name(), "meta.") {
+			return ignoreGone(err)
+		}
+		return ignoreGone(syncDir(path))
+	})
+	if err != nil {
+		return fmt.Errorf("data directory %s: %w", dataDir, err)
+	}
+	return nil
 }
 
 func writeMarker(dir string, queue bool) error {
@@ -303,6 +327,7 @@ func (e *embedded) restart() error {
 	if err := e.stop(); err != nil {
 		return err
 	}
+	failpoint.Here(failpoint.Restarting)
 	if err := e.start(); err != nil {
 		return err
 	}

@@ -54,7 +54,7 @@ type part func(context.Context) (Made, error)
 // parts are all of them. What cannot be as it has to be is an error here, before any
 // of them is touched.
 func (s *Store) parts(ctx context.Context) ([]part, error) {
-	if err := s.fitSizes(); err != nil {
+	if err := s.fitSizes(false); err != nil {
 		return nil, err
 	}
 	found, err := s.adoptable(ctx)

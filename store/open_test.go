@@ -608,6 +608,24 @@ func TestSizeThatDoesNotFitIsRefused(t *testing.T) {
 	}
 }
 
+// A volume that has become full is no fault of the sizes: the queue starts, and drains.
+func TestFullVolumeDoesNotKeepAQueueFromStarting(t *testing.T) {
+	s := openStore(t)
+	mustCommit(t, s, receipt(1))
+	mustClose(t, s)
+	full, _, err := logged(t, on(s.opts.DataDir), freeBytes(10))
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantEqual(t, "receipts", len(stored(t, full)), 1)
+	mustClose(t, full)
+	// But it is a fault of larger ones.
+	var size *SizeError
+	if _, _, err := logged(t, on(s.opts.DataDir), freeBytes(10), queueOf(128<<20)); !errors.As(err, &size) {
+		t.Errorf("got %v", err)
+	}
+}
+
 // What the queue holds already counts as free, else it could not start again.
 func TestSizesCountWhatIsThere(t *testing.T) {
 	s := openStore(t, queueOf(8<<20))

@@ -3,6 +3,8 @@ package store
 import (
 	"context"
 	"time"
+
+	"github.com/birdtap/birdtap/store/failpoint"
 )
 
 // ReplayOptions says which dead letters go back on the queue.
@@ -93,6 +95,7 @@ func (r *replayer) flush(ctx context.Context) error {
 	if err := r.store.publishFrame(frameMsg(r.frame.seal(), n, string(r.how))); err != nil {
 		return err
 	}
+	failpoint.Here(failpoint.Replayed)
 	r.frame.reset(frameMagic)
 	r.done += n
 	if r.progress != nil {

@@ -151,8 +151,6 @@ type Store struct {
 
 	closing  sync.Once
 	closeErr error
-
-	beforeRemove func() // of tests: between storing letters anew and deleting the old ones
 }
 
 // Open connects, starting the embedded server where no NATS_URL is given, and makes

@@ -35,7 +35,7 @@ func (s *Store) openStreams(ctx context.Context) error {
 	if len(found) == 0 && s.opts.Attach {
 		return fmt.Errorf("there is no queue of prefix %s on the server: start a daemon or run birdtap init, which make one", s.opts.Prefix)
 	}
-	if err := s.fitSizes(); err != nil {
+	if err := s.fitSizes(s.sized(found)); err != nil {
 		return err
 	}
 	for _, want := range s.streams() {
@@ -49,7 +49,7 @@ func (s *Store) openStreams(ctx context.Context) error {
 		return err
 	}
 	if s.embedded != nil {
-		return markDir(s.opts.DataDir)
+		return s.embedded.mark()
 	}
 	return nil
 }
@@ -203,6 +203,9 @@ func (s *Store) checkConfig(have, want jetstream.StreamConfig) error {
 // receipts would get sequences that count as settled, and never leave.
 func (s *Store) checkLog(ctx context.Context) error {
 	cp, rev, err := s.ReadCheckpoint(ctx)
+	if err == nil && rev == 0 && s.embedded != nil {
+		cp, rev, err = s.restoreCheckpoint(ctx)
+	}
 	if err != nil {
 		return err
 	}
@@ -216,7 +219,7 @@ func (s *Store) checkLog(ctx context.Context) error {
 	}
 	settled := max(cp.Floor-1, cp.Settled.last())
 	if last >= settled && lastDead >= cp.DeadSeq {
-		return nil
+		return s.tellMissing(ctx, cp, last)
 	}
 	if s.opts.Sync == SyncInterval && s.embedded != nil && last > 0 {
 		return s.goOnBehind(ctx, cp, rev, last, lastDead)
@@ -225,8 +228,12 @@ func (s *Store) checkLog(ctx context.Context) error {
 	if last >= settled {
 		what = fmt.Sprintf("the dead letters end at message %d, but the checkpoint knows message %d", lastDead, cp.DeadSeq)
 	}
-	return fmt.Errorf("%s: its files were truncated or replaced; restore them from a backup, or, to start with an empty queue, %s",
-		what, s.startAnewBy())
+	goOn := ""
+	if s.embedded != nil && last > 0 {
+		goOn = "to go on with what is left, start once with BIRDTAP_SYNC=interval, or, "
+	}
+	return fmt.Errorf("%s: its files were truncated or replaced; restore them from a backup, or, %sto start with an empty queue, %s",
+		what, goOn, s.startAnewBy())
 }
 
 func lastSequence(ctx context.Context, stream jetstream.Stream) (uint64, error) {
@@ -250,6 +257,7 @@ func (s *Store) goOnBehind(ctx context.Context, cp Checkpoint, rev, last, lastDe
 		}
 	}
 	cp.Settled.cutBehind(last)
+	cp.Last = min(cp.Last, last)
 	cp.DeadSeq = min(cp.DeadSeq, lastDead)
 	cp.Write++
 	if _, err := s.WriteCheckpoint(ctx, cp, rev); err != nil {
@@ -269,11 +277,24 @@ func (e *SizeError) Error() string {
 		e.Variable, formatBytes(e.Need), formatBytes(e.Free))
 }
 
+// sized tells whether the streams are there and have the sizes that are set, or more.
+// Then these fitted the volume once; that it is full now is no fault of theirs, and a
+// queue that does not start would not even drain.
+func (s *Store) sized(found map[string]jetstream.Stream) bool {
+	for _, want := range s.streams() {
+		have := found[want.config.Name]
+		if have == nil || have.CachedInfo().Config.MaxBytes < want.config.MaxBytes {
+			return false
+		}
+	}
+	return true
+}
+
 // fitSizes gives the sizes that are not set their defaults, smaller ones where the
 // defaults would take more than freeShare of what the set ones leave of the volume's
-// free space, and refuses set ones that do not fit. What the queue already holds
-// counts as free.
-func (s *Store) fitSizes() error {
+// free space, and refuses set ones that do not fit, unless the streams have them
+// already. What the queue already holds counts as free.
+func (s *Store) fitSizes(already bool) error {
 	sizes := []struct {
 		variable string
 		value    *int64
@@ -296,7 +317,7 @@ func (s *Store) fitSizes() error {
 			unset += size.standard
 			continue
 		}
-		if set += *size.value; set > free {
+		if set += *size.value; set > free && !already {
 			return &SizeError{Variable: size.variable, Need: *size.value, Free: max(0, free-(set-*size.value))}
 		}
 	}

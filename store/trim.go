@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/birdtap/birdtap/store/failpoint"
 )
 
 // Trimmer gives the space of delivered receipts back. A frame goes when all of it is
@@ -72,9 +74,11 @@ func (t *Trimmer) Trim(ctx context.Context, floor uint64, oldest, now time.Time)
 	if t.wanted <= t.trimmed {
 		return nil
 	}
+	failpoint.Here(failpoint.BeforeTrim)
 	if err := t.store.receipts.Purge(ctx, jetstream.WithPurgeSequence(t.wanted)); err != nil {
 		return fmt.Errorf("trim the queue: %w", err)
 	}
+	failpoint.Here(failpoint.AfterTrim)
 	t.trimmed = t.wanted
 	t.store.recent.drop(t.trimmed)
 	return nil
