@@ -62,12 +62,13 @@ var (
 	})
 )
 
-func builder(name, pkg string) func(*testing.T) string {
+func builder(name, pkg string, flags ...string) func(*testing.T) string {
 	build := sync.OnceValues(func() (string, error) {
 		buildOneByOne.Lock()
 		defer buildOneByOne.Unlock()
 		path := filepath.Join(binaries, name)
-		cmd := exec.Command("go", "build", "-trimpath", "-o", path, pkg)
+		args := append([]string{"build", "-trimpath", "-o", path}, flags...)
+		cmd := exec.Command("go", append(args, pkg)...)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return "", fmt.Errorf("build %s: %w\n%s", pkg, err, out)
