@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -42,6 +43,13 @@ func (t *term) read(ctx context.Context) {
 			}
 			wait(ctx, readRetry)
 			continue
+		}
+		for errors.Is(f.Err, store.ErrNewer) && ctx.Err() == nil {
+			if trouble.over(time.Now()) {
+				t.log.Error("a newer birdtap has written this frame: it and what is behind it waits until that version runs here",
+					zap.Uint64("frame", f.Seq), zap.Error(f.Err))
+			}
+			wait(ctx, readRetry)
 		}
 		if !t.budget.take(ctx, frameCost(f)) {
 			return

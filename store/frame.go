@@ -23,8 +23,10 @@ import (
 //	refused:  uvarint code  uvarint length, reason
 //	replayed: uvarint origin sequence  uvarint origin index  varint accepted, Unix ms
 //
-// Frames outlive a deploy. A new version gets a new number, and the old ones stay
-// readable: one of each is kept in testdata and decoded by a test.
+// Frames outlive a deploy. A new version gets a new number and keeps head and trailer,
+// and the old ones stay readable: one of each is kept in testdata and decoded by a
+// test. One of a newer version than its reader knows is not damaged, and waits for a
+// birdtap that knows it.
 const (
 	maxFrameReceipts = 1000
 	maxFrameBytes    = 512 << 10 // of several receipts; a larger receipt has its frame for itself
@@ -52,8 +54,12 @@ var (
 	castagnoli  = crc32.MakeTable(crc32.Castagnoli)
 )
 
-// ErrCorrupt is wrapped by every error about stored bytes that do not decode.
-var ErrCorrupt = errors.New("corrupt")
+// ErrCorrupt is wrapped by every error about stored bytes that do not decode, ErrNewer
+// by those about bytes that a newer birdtap has written.
+var (
+	ErrCorrupt = errors.New("corrupt")
+	ErrNewer   = errors.New("written by a newer birdtap")
+)
 
 // packet gathers receipts, or letters, between a head and a trailer.
 type packet struct {
@@ -83,12 +89,15 @@ func openPacket(data []byte, magic [3]byte) (body []byte, n int, err error) {
 	if len(data) < frameHead+frameTrailer || [3]byte(data[:3]) != magic {
 		return nil, 0, fmt.Errorf("%w: not a frame of birdtap", ErrCorrupt)
 	}
-	if data[3] != frameVersion {
-		return nil, 0, fmt.Errorf("%w: format version %d, this birdtap reads %d", ErrCorrupt, data[3], frameVersion)
-	}
 	sum := len(data) - 4
 	if crc32.Checksum(data[:sum], castagnoli) != binary.LittleEndian.Uint32(data[sum:]) {
 		return nil, 0, fmt.Errorf("%w: checksum differs", ErrCorrupt)
+	}
+	switch version := data[3]; {
+	case version > frameVersion:
+		return nil, 0, fmt.Errorf("%w: format version %d, this one reads up to %d", ErrNewer, version, frameVersion)
+	case version != frameVersion:
+		return nil, 0, fmt.Errorf("%w: format version %d", ErrCorrupt, version)
 	}
 	n = int(binary.LittleEndian.Uint32(data[sum-4:]))
 	if n < 1 || n > maxFrameReceipts {

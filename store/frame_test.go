@@ -136,7 +136,7 @@ func TestNonsenseIsRefused(t *testing.T) {
 	for name, data := range map[string][]byte{
 		"nothing":                     nil,
 		"letters":                     encodeLetters(lettersOfEach()),
-		"a version to come":           sealed(frameMagic, frameVersion+1, good, 1),
+		"a version that never was":    sealed(frameMagic, 0, good, 1),
 		"no receipts":                 sealed(frameMagic, frameVersion, nil, 0),
 		"fewer receipts than it says": sealed(frameMagic, frameVersion, good, 2),
 		"more receipts than it says":  sealed(frameMagic, frameVersion, append(slices.Clone(good), good...), 1),
@@ -150,6 +150,18 @@ func TestNonsenseIsRefused(t *testing.T) {
 		if _, err := decodeFrame(data); !errors.Is(err, ErrCorrupt) {
 			t.Errorf("%s: got %v", name, err)
 		}
+	}
+}
+
+// What a newer birdtap has stored is not damaged, but a damaged version byte is.
+func TestFrameOfANewerVersionIsNotCorrupt(t *testing.T) {
+	frame := sealed(frameMagic, frameVersion+1, appendReceipt(nil, &oneOfEach()[0]), 1)
+	if _, err := decodeFrame(frame); !errors.Is(err, ErrNewer) || errors.Is(err, ErrCorrupt) {
+		t.Errorf("got %v", err)
+	}
+	frame[3]++
+	if _, err := decodeFrame(frame); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("damaged: got %v", err)
 	}
 }
 
