@@ -13,6 +13,10 @@
 //	                   BIRDTAP.state.pause     whether uploading is paused
 //	                   BIRDTAP.state.purged    how many dead letters were given up
 //
+// The identity map is one object in a bucket of its own, OBJ_BIRDTAP_IDENTITIES, made by
+// the first import; see identities.go. It is no part of the queue: its loss loses no
+// receipt, and its room comes on top.
+//
 // Receipts and letters stay until they are removed by name: a stream that is full
 // refuses (ErrFull) and drops nothing. The state stream keeps the last message of each
 // subject.
@@ -65,6 +69,7 @@
 //	lock           held by the process that has the directory open; nats-server takes none
 //	birdtap.json   the directory is birdtap's; "queue": true once all streams exist
 //	jetstream/     nats-server's own
+//	identities/    the daemon's copy of the identity map; may be deleted while none runs
 //	nats.url       while a daemon runs: where commands reach its queue, with a random
 //	               token, on loopback; mode 0600
 //

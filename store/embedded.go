@@ -127,7 +127,7 @@ func checkDir(dir string) error {
 	found := map[string]bool{}
 	for _, e := range entries {
 		switch found[e.Name()] = true; strings.TrimSuffix(e.Name(), newSuffix) {
-		case lockFile, markerFile, urlFile, "jetstream", "lost+found":
+		case lockFile, markerFile, urlFile, identityDir, "jetstream", "lost+found":
 		default:
 			foreign = append(foreign, e.Name())
 		}

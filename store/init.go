@@ -71,7 +71,7 @@ func (s *Store) parts(ctx context.Context) ([]part, error) {
 		}
 		parts = append(parts, func(ctx context.Context) (Made, error) { return s.initStream(ctx, want.config, have) })
 	}
-	return parts, nil
+	return append(parts, s.prepareIdentities), nil
 }
 
 // Made is what Init did about one stream.

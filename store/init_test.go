@@ -46,7 +46,7 @@ func TestInitCreatesThenLeavesAlone(t *testing.T) {
 				t.Errorf("%+v, want %s", m, want)
 			}
 		}
-		wantEqual(t, "streams", strings.Join(names, " "), "BIRDTAP_RECEIPTS BIRDTAP_DEAD BIRDTAP_STATE")
+		wantEqual(t, "streams", strings.Join(names, " "), "BIRDTAP_RECEIPTS BIRDTAP_DEAD BIRDTAP_STATE OBJ_BIRDTAP_IDENTITIES")
 	}
 	s := openStore(t, external(ns))
 	mustCommit(t, s, receipt(0))
@@ -89,6 +89,7 @@ func TestInitUpdates(t *testing.T) {
 		}},
 		{"BIRDTAP_DEAD", Updated, []Change{{"max_bytes", "20971520", "25165824"}}},
 		{"BIRDTAP_STATE", Updated, []Change{{"max_msgs_per_subject", "3", "1"}, {"allow_direct", "true", "false"}}},
+		{"OBJ_BIRDTAP_IDENTITIES", Unchanged, nil},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -159,6 +160,7 @@ func daemonRights() []string {
 			"$JS.API.CONSUMER.DELETE."+stream+".*",
 			"$JS.API.CONSUMER.MSG.NEXT."+stream+".*")
 	}
+	rights = append(rights, "$JS.API.STREAM.INFO.OBJ_BIRDTAP_IDENTITIES", "$JS.API.STREAM.MSG.GET.OBJ_BIRDTAP_IDENTITIES")
 	return append(rights, "$JS.API.STREAM.PURGE.BIRDTAP_RECEIPTS", "$JS.API.STREAM.MSG.DELETE.BIRDTAP_DEAD")
 }
 

@@ -36,6 +36,8 @@ type Status struct {
 	Paused     bool
 	Holder     string // the relay that holds the term; empty if none does
 	Term       uint64
+
+	Identities *IdentityInfo // the identity map; nil if there is none, or nothing is known of it
 }
 
 // Status reads checkpoint, queue and dead letters. The queue is read by its frames'
@@ -75,6 +77,9 @@ func (s *Store) Status(ctx context.Context) (Status, error) {
 	}
 	if st.Purged, err = s.purged(ctx); err != nil {
 		return Status{}, err
+	}
+	if info, err := s.Identities(ctx); err == nil {
+		st.Identities = &info
 	}
 	st.Paused, err = s.Paused(ctx)
 	return st, err

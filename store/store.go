@@ -113,6 +113,7 @@ func (o Options) withDefaults() Options {
 type names struct {
 	receiptStream, deadStream, stateStream string
 	receipts, dead, relay, pause, purged   string // subjects
+	identities                             string // bucket of the identity map
 }
 
 func namesOf(prefix string) names {
@@ -125,6 +126,7 @@ func namesOf(prefix string) names {
 		relay:         prefix + ".state.relay",
 		pause:         prefix + ".state.pause",
 		purged:        prefix + ".state.purged",
+		identities:    prefix + "_IDENTITIES",
 	}
 }
 

@@ -344,7 +344,7 @@ func (s *Store) room() (int64, error) {
 		return 0, err
 	}
 	used, err := bytesBelow(s.opts.DataDir)
-	return v.free + used, err
+	return v.free + used - s.identityBytes(), err
 }
 
 // volume is the file system that a directory lies on, in bytes.
