@@ -70,6 +70,7 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, why *refusal) {
 // accept is the one place that answers a call whose receipts are stored.
 func (s *Server) accept(w http.ResponseWriter, c *call) {
 	s.metrics.accepted.Add(float64(len(c.receipts)))
+	s.metrics.unmapped.Add(float64(c.converter.unmapped))
 	s.metrics.ignored.Add(float64(c.ignored))
 	for _, r := range c.refused {
 		s.metrics.rejected.WithLabelValues(strconv.Itoa(int(r.code))).Inc()

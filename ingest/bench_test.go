@@ -47,7 +47,7 @@ func BenchmarkParseConvert(b *testing.B) {
 			var p parser
 			var c converter
 			var last store.Receipt
-			take := func(r *record) error { last = c.convert(r); return nil }
+			take := func(r *record) (err error) { last, err = c.convert(r); return err }
 			b.ReportAllocs()
 			b.SetBytes(int64(len(body)))
 			for b.Loop() {

@@ -179,8 +179,11 @@ func (c *call) makeRoom(r *http.Request) error {
 	return nil
 }
 
-// errTooMany ends the reading of a body with more than maxRecords records.
-var errTooMany = errors.New("too many records")
+// What ends the reading of a body early.
+var (
+	errTooMany    = errors.New("too many records") // more than maxRecords
+	errIdentities = errors.New("the identity map cannot be read")
+)
 
 // parse turns the body into receipts and refusals; misread is the answer to a
 // body that cannot be.
@@ -191,6 +194,8 @@ func (c *call) parse(now time.Time, misread *refusal) *refusal {
 		return nil
 	case errors.Is(err, errTooMany):
 		return tooLarge
+	case errors.Is(err, errIdentities):
+		return unavailable
 	default:
 		return misread
 	}
@@ -205,9 +210,12 @@ func (c *call) takeRecord(rec *record) error {
 		c.ignored++
 		return nil
 	}
-	receipt := c.converter.convert(rec)
-	if receipt.Reason == "" {
-		c.taken++
+	receipt, err := c.converter.convert(rec)
+	if err != nil {
+		return err
+	}
+	if receipt.Reason != store.ReasonRefused {
+		c.taken++ // one that is unmapped, too: its sender can do nothing about it
 	} else {
 		c.refused = append(c.refused, refusedRecord{number, clevertap.Code(receipt.Code), rec.raw})
 		if len(rec.raw) > maxRecordBytes {

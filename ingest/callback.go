@@ -34,7 +34,7 @@ func (s *Server) callback(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.metrics.verified(slot)
-	if why := c.parse(s.now(), signedButBad); why != nil {
+	if why := s.parse(c, signedButBad); why != nil {
 		s.refuse(w, r, why)
 		return
 	}

@@ -34,15 +34,11 @@ const (
 // pure function: what it made of a record, it makes of its own result again,
 // and the key is the same, too, if the record had a ts. Of what is refused the
 // result points into raw.
+//
+// Users are left as they are; Mapper.Convert looks them up.
 func Convert(raw []byte, now time.Time) store.Receipt {
-	var p parser
-	rec, err := p.parseRecord(raw)
-	if err != nil {
-		rec = &record{raw: raw}
-	}
-	var c converter
-	c.reset(now)
-	return c.convert(rec)
+	r, _ := Mapper{}.Convert(raw, now) // no map, no error
+	return r
 }
 
 // converter turns records into receipts, reusing its memory: receipts are valid
@@ -52,24 +48,34 @@ type converter struct {
 	out   []byte // the records made, one behind the other
 	key   []byte // what is hashed into the dedup key
 	texts unescaper
+
+	mapper   Mapper
+	identity []byte // found in the map
+	user     []byte // the same as JSON
+	unmapped int    // records whose user was not in the map
 }
 
 func (c *converter) reset(now time.Time) {
 	c.stamp = strconv.AppendInt(c.stamp[:0], now.Unix(), 10)
 	c.out = c.out[:0]
+	c.unmapped = 0
 }
 
-// convert is Convert for a parsed record.
-func (c *converter) convert(rec *record) store.Receipt {
+// convert is Mapper.Convert for a parsed record.
+func (c *converter) convert(rec *record) (store.Receipt, error) {
 	c.texts.reset()
 	if code := c.judge(rec); code != 0 {
-		return refused(rec.raw, code)
+		return refused(rec.raw, code), nil
+	}
+	reason, err := c.mapUser(rec)
+	if err != nil {
+		return store.Receipt{}, err
 	}
 	made := c.write(rec)
 	if len(made) > maxRecordBytes {
-		return refused(rec.raw, clevertap.CodeProperties)
+		return refused(rec.raw, clevertap.CodeProperties), nil
 	}
-	return store.Receipt{Record: made, User: c.userOf(rec), Key: c.keyOf(rec)}
+	return store.Receipt{Record: made, User: c.userOf(rec), Key: c.keyOf(rec), Reason: reason}, nil
 }
 
 // refused marks a record that may not leave. Nobody can say whose it is; so its

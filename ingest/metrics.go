@@ -40,6 +40,7 @@ const maxKeySlots = 4
 
 type metrics struct {
 	accepted prometheus.Counter
+	unmapped prometheus.Counter
 	rejected *prometheus.CounterVec // by reason
 	seconds  prometheus.Histogram
 	slots    [maxKeySlots + 1]prometheus.Counter // by signing key; the last one is all others
@@ -57,6 +58,10 @@ func newMetrics(registerer prometheus.Registerer) (*metrics, error) {
 		accepted: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "birdtap_receipts_accepted_total",
 			Help: "Receipts stored, those refused at the door but kept as dead letters included.",
+		}),
+		unmapped: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "birdtap_receipts_unmapped_total",
+			Help: "Receipts stored whose user is not in the identity map, whatever became of them.",
 		}),
 		rejected: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "birdtap_receipts_rejected_total",
@@ -86,7 +91,7 @@ func newMetrics(registerer prometheus.Registerer) (*metrics, error) {
 		m.slots[i] = signatures.WithLabelValues(strconv.Itoa(i + 1))
 	}
 	m.slots[maxKeySlots] = signatures.WithLabelValues("other")
-	for _, c := range []prometheus.Collector{m.accepted, m.rejected, m.seconds, signatures, m.ignored, m.panics} {
+	for _, c := range []prometheus.Collector{m.accepted, m.unmapped, m.rejected, m.seconds, signatures, m.ignored, m.panics} {
 		if err := registerer.Register(c); err != nil {
 			return nil, err
 		}

@@ -52,6 +52,10 @@ type Options struct {
 	// Verifier opens the door for signed receipts, POST /sendbird/callbacks.
 	Verifier Verifier
 
+	// UnmappedDead makes a dead letter of a receipt whose user is not in the identity
+	// map, where there is one; see Mapper and SetIdentities.
+	UnmappedDead bool
+
 	// Other answers every other path, for rooms that share the address. Default: 404.
 	Other http.Handler
 
@@ -75,6 +79,7 @@ type Server struct {
 	listener  net.Listener
 	http      *http.Server
 	committer atomic.Pointer[Committer]
+	mapper    atomic.Pointer[Mapper]
 	failing   atomic.Bool // commits fail; for logging it once
 	calls     calls
 
@@ -95,6 +100,7 @@ func New(o Options) (*Server, error) {
 		verifiedRoom:   semaphore.NewWeighted(verifiedBytes),
 		unverifiedRoom: semaphore.NewWeighted(unverifiedBytes),
 	}
+	s.mapper.Store(&Mapper{UnmappedDead: o.UnmappedDead})
 	if o.Upload && (o.Account == nil || o.Passcode == nil) {
 		return nil, errors.New("the upload door needs an account and a passcode")
 	}
@@ -194,6 +200,11 @@ func (s *Server) SetCommitter(c Committer) {
 	s.committer.Store(&c)
 }
 
+// SetIdentities says where users are looked up from now on; nil is no map.
+func (s *Server) SetIdentities(ids Identities) {
+	s.mapper.Store(&Mapper{Identities: ids, UnmappedDead: s.mapper.Load().UnmappedDead})
+}
+
 // Serve answers calls until Shutdown, after which it returns nil.
 func (s *Server) Serve() error {
 	var err error
@@ -252,6 +263,12 @@ func (s *Server) recover(w http.ResponseWriter, r *http.Request) {
 	s.metrics.panics.Inc()
 	s.log.Error("a handler panicked", zap.String("type", fmt.Sprintf("%T", v)), zap.Stack("stack"))
 	s.refuse(w, r, broken)
+}
+
+// parse turns the body of a call into receipts, their users looked up.
+func (s *Server) parse(c *call, misread *refusal) *refusal {
+	c.converter.mapper = *s.mapper.Load()
+	return c.parse(s.now(), misread)
 }
 
 // commit stores the receipts of a call, those refused together with the good ones.

@@ -35,7 +35,7 @@ func (s *Server) upload(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r, why)
 		return
 	}
-	if why := c.parse(s.now(), malformed); why != nil {
+	if why := s.parse(c, malformed); why != nil {
 		s.refuse(w, r, why)
 		return
 	}
