@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -26,7 +27,8 @@ import (
 //
 //	newApp   binds the operator's window and the doors: an address taken shows at once
 //	Run      both answer, the doors with 503 → the queue is opened, which may take
-//	         seconds → the doors take receipts in, the relay uploads them
+//	         seconds → the relay uploads receipts, the doors take them in once the
+//	         identity map is there
 //	         → told to stop: unready, doors shut, uploads in flight finish, queue
 //	         closed, window last
 //	Close    gives back what newApp took, if Run was never called
@@ -41,6 +43,7 @@ type app struct {
 
 	queue    atomic.Pointer[store.Store] // nil until it is open
 	relay    atomic.Pointer[relay.Relay] // nil until then, and where the role does not upload
+	taking   atomic.Bool                 // the doors take receipts in
 	stopping atomic.Bool
 
 	cleanups []func() error // run last first
@@ -105,8 +108,11 @@ func (a *app) openDoors() error {
 		Account:     func() string { return a.cfg.CleverTapAccountID },
 		Passcode:    a.cfg.passcode.Get,
 		UploadPaths: a.cfg.UploadPaths,
-		Log:         a.log.Named("ingest"),
-		Registerer:  a.registry,
+
+		UnmappedDead: a.cfg.unmappedDead(),
+
+		Log:        a.log.Named("ingest"),
+		Registerer: a.registry,
 	}
 	if a.cfg.signing.Get() == "" {
 		a.log.Info("door closed", zap.String("path", "/sendbird/callbacks"), zap.String("opened_by", envPrefix+"SENDBIRD_SIGNING_KEYS"))
@@ -173,11 +179,9 @@ func (a *app) journey(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, queue.Close()) }()
-	if a.doors != nil {
-		a.doors.SetCommitter(queue)
-	}
-	a.queue.Store(queue) // after the doors have it: ready must not be said before they take receipts in
+	a.queue.Store(queue)
 	a.log.Info("queue open", zap.Duration("took", time.Since(began)))
+	defer a.followIdentities(ctx, queue)() // ends before the queue is closed
 
 	// Doors and relay stop together: uploads in flight need the queue, not the doors.
 	g, ctx := errgroup.WithContext(ctx)
@@ -197,6 +201,32 @@ func (a *app) journey(ctx context.Context) (err error) {
 		}
 	})
 	return g.Wait()
+}
+
+// followIdentities lets the doors take receipts in as soon as it is known which
+// identity map holds, and returns what ends that: not before they are shut, since each
+// receipt is looked up. The relay need not wait for it.
+func (a *app) followIdentities(ctx context.Context, queue *store.Store) (stop func()) {
+	if a.doors == nil {
+		return func() {}
+	}
+	ids := queue.FollowIdentities()
+	a.doors.SetIdentities(ids)
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	var all sync.WaitGroup
+	all.Go(func() { ids.Run(ctx) })
+	all.Go(func() {
+		select {
+		case <-ids.Ready():
+			a.doors.SetCommitter(queue)
+			a.taking.Store(true)
+		case <-ctx.Done():
+		}
+	})
+	return func() {
+		cancel()
+		all.Wait()
+	}
 }
 
 // carry takes receipts from the queue to CleverTap until ctx ends, and returns when
@@ -253,6 +283,8 @@ func (a *app) ready() []string {
 		return []string{"stopping"}
 	case queue == nil:
 		return []string{"the queue is being opened"}
+	case a.doors != nil && !a.taking.Load():
+		return []string{"the identity map is being looked up"}
 	default:
 		return reasonsOf(queue.Ready())
 	}

@@ -40,9 +40,9 @@ func startFake(t *testing.T) (*clevertaptest.Server, string) {
 	return fake, fake.URL()
 }
 
-func startDaemon(t *testing.T) daemon {
+func startDaemon(t *testing.T, environ ...string) daemon {
 	t.Helper()
-	return startDaemonWith(t, pair...)
+	return startDaemonWith(t, append(environ, pair...)...)
 }
 
 // startDaemonWith is startDaemon with these variables in place of the pair, and beside

@@ -62,6 +62,8 @@ type Config struct {
 	RetryRecordFor        time.Duration `env:"RETRY_RECORD_FOR" envDefault:"1h"`
 	DedupWindow           time.Duration `env:"DEDUP_WINDOW" envDefault:"2m"`
 
+	IdentityUnmapped string `env:"IDENTITY_UNMAPPED" envDefault:"pass"`
+
 	SendbirdSigningKeys     Secret `env:"SENDBIRD_SIGNING_KEYS"` // comma list
 	SendbirdSigningKeysFile string `env:"SENDBIRD_SIGNING_KEYS_FILE"`
 

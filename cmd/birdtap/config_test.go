@@ -96,6 +96,7 @@ func TestWrongValueNamesItsVariable(t *testing.T) {
 		"KEEP_DELIVERED=-1h",
 		"KEEP_MAX_BYTES=much",
 		"SYNC=never",
+		"IDENTITY_UNMAPPED=drop",
 		"CLEVERTAP_PASSCODE_FILE=" + dir + "/missing",
 		"CLEVERTAP_URL=api.clevertap.com",
 		"CLEVERTAP_URL=ftp://api.clevertap.com",

@@ -183,7 +183,7 @@ func (p *program) purgeLetters(ctx context.Context, s *store.Store, sel selectio
 			sel.choose = func(*store.Letter) bool { return false } // a limit of 0 would be none
 		}
 	}
-	bar := p.progress("purging", sel.expected(ctx, s), false)
+	bar := p.progress("purging", "letters", sel.expected(ctx, s), false)
 	n, err := s.Purge(ctx, bar.counting(sel.choose), sel.limit)
 	bar.end()
 	if err != nil {

@@ -66,17 +66,18 @@ func TestInitForDaemonsThatMayNotCreateStreams(t *testing.T) {
 		}
 		return got.out
 	}
-	if got := text(admin); got != "BIRDTAP_RECEIPTS  created\nBIRDTAP_DEAD      created\nBIRDTAP_STATE     created\n" {
+	if got := text(admin); got != "BIRDTAP_RECEIPTS        created\nBIRDTAP_DEAD            created\nBIRDTAP_STATE           created\nOBJ_BIRDTAP_IDENTITIES  created\n" {
 		t.Errorf("init prints %q", got)
 	}
 	larger := append(append([]string{}, admin...), "BIRDTAP_DEAD_MAX_BYTES=20MiB")
 	if got := text(larger, "--json"); got != `{"stream":"BIRDTAP_RECEIPTS","action":"unchanged"}
 {"stream":"BIRDTAP_DEAD","action":"updated","changes":[{"setting":"max_bytes","from":"20971520","to":"25165824"}]}
 {"stream":"BIRDTAP_STATE","action":"unchanged"}
+{"stream":"OBJ_BIRDTAP_IDENTITIES","action":"unchanged"}
 ` {
 		t.Errorf("init --json prints %s", got)
 	}
-	if got := text(admin); !strings.Contains(got, "BIRDTAP_DEAD      updated  max_bytes 25165824 → 20971520\n") || !strings.Contains(got, "BIRDTAP_STATE     unchanged\n") {
+	if got := text(admin); !strings.Contains(got, "BIRDTAP_DEAD            updated  max_bytes 25165824 → 20971520\n") || !strings.Contains(got, "BIRDTAP_STATE           unchanged\n") {
 		t.Errorf("init prints %q", got)
 	}
 

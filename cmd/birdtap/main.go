@@ -128,7 +128,7 @@ BIRDTAP_CLEVERTAP_PASSCODE; birdtap serve --print-config shows them all.`,
 	root.SetVersionTemplate("birdtap {{.Version}}\n")
 	root.AddCommand(
 		p.serveCommand(), p.ingestCommand(), p.relayCommand(),
-		p.statusCommand(), p.pauseCommand(), p.resumeCommand(), p.deadCommand(), p.initCommand(),
+		p.statusCommand(), p.pauseCommand(), p.resumeCommand(), p.deadCommand(), p.identitiesCommand(), p.initCommand(),
 		p.demoCommand(), p.versionCommand(),
 	)
 	root.SetOut(p.out) // before cobra's own commands are made: they keep it

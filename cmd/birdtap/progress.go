@@ -14,18 +14,18 @@ import (
 type progress struct{ bar *progressbar.ProgressBar }
 
 // progress is a new one on stderr. There is none where stderr is no terminal, and
-// none beside JSON. total is how much there is to do; negative: that is not known.
-func (p *program) progress(what string, total int, asJSON bool) *progress {
+// none beside JSON. total is how many of unit there are to do; negative: that is not known.
+func (p *program) progress(what, unit string, total int, asJSON bool) *progress {
 	if asJSON || !isTerminal(p.err) {
 		return nil
 	}
-	return newProgress(p.err, what, total)
+	return newProgress(p.err, what, unit, total)
 }
 
 // drawEvery bounds how often the bar is drawn.
 const drawEvery = 100 * time.Millisecond
 
-func newProgress(to io.Writer, what string, total int) *progress {
+func newProgress(to io.Writer, what, unit string, total int) *progress {
 	if total == 0 {
 		return nil // there is nothing to wait for
 	}
@@ -34,7 +34,7 @@ func newProgress(to io.Writer, what string, total int) *progress {
 		progressbar.OptionSetDescription(what),
 		progressbar.OptionShowCount(),
 		progressbar.OptionShowIts(),
-		progressbar.OptionSetItsString("receipts"),
+		progressbar.OptionSetItsString(unit),
 		progressbar.OptionThrottle(drawEvery),
 		progressbar.OptionSetRenderBlankState(true),   // at once: the first receipts may take a while
 		progressbar.OptionSetSpinnerChangeInterval(0), // it moves with the count, and needs no goroutine

@@ -240,7 +240,7 @@ func TestReplayJudgesTheRefusedAnew(t *testing.T) {
 		{"still bad", store.Letter{Reason: store.ReasonRefused, Receipt: store.Receipt{Record: []byte(`{}`), Accepted: accepted}}, store.ReasonRefused, `{}`},
 		{"not refused", store.Letter{Reason: "512", Receipt: store.Receipt{Record: []byte(`as it was`)}}, "", `as it was`},
 	} {
-		got := renew(c.letter)
+		got := new(renewer).renew(c.letter)
 		if got.Reason != c.reason || !strings.Contains(string(got.Record), c.record) {
 			t.Errorf("%s: reason %q, record %s; want %q and %s", c.name, got.Reason, got.Record, c.reason, c.record)
 		}

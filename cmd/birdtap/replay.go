@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,7 +13,6 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"github.com/birdtap/birdtap/ingest"
 	"github.com/birdtap/birdtap/store"
 )
 
@@ -79,15 +79,6 @@ func (f *replayFlags) choose(l *store.Letter) bool {
 	return f.filter.choose(l)
 }
 
-// renew makes the receipt of a letter's next life. One refused at the door is judged
-// anew, as if it came now, but with the time at which it first came.
-func renew(l store.Letter) store.Receipt {
-	if l.Reason == store.ReasonRefused {
-		return ingest.Convert(l.Receipt.Record, l.Receipt.Accepted)
-	}
-	return l.Receipt
-}
-
 // replayGC is how much garbage a replay may gather, in percent of what it holds: nearly
 // all of it is frames that were read, so a small heap costs little, and the machine has
 // a daemon to run, too.
@@ -115,16 +106,21 @@ func (p *program) replayDead(ctx context.Context, s *store.Store, f *replayFlags
 	if f.reason == "" {
 		leftOut = append(leftOut, store.ReasonRefused)
 	}
-	bar := p.progress("replaying", sel.expected(ctx, s, leftOut...), f.asJSON)
+	door, err := p.newRenewer(ctx, s)
+	if err != nil {
+		return err
+	}
+	defer door.close()
+	bar := p.progress("replaying", "receipts", sel.expected(ctx, s, leftOut...), f.asJSON)
 	n, err := s.Replay(ctx, store.ReplayOptions{
-		Choose:   f.choose,
+		Choose:   door.choose(f.choose),
 		Limit:    f.limit,
 		Rate:     f.rate,
-		Renew:    renew,
+		Renew:    door.renew,
 		Progress: bar.set,
 	})
 	bar.end()
-	if err != nil {
+	if err = cmp.Or(err, door.err); err != nil {
 		return fmt.Errorf("replay stopped after %s: %w; the same command goes on with the rest", counted(n, "receipt"), err)
 	}
 	format := "replayed %d\n"
@@ -140,7 +136,7 @@ func (f *replayFlags) deliveredOptions() store.DeliveredOptions {
 }
 
 func (p *program) replayDelivered(ctx context.Context, s *store.Store, f *replayFlags) error {
-	bar := p.progress("replaying", -1, f.asJSON)
+	bar := p.progress("replaying", "receipts", -1, f.asJSON)
 	o := f.deliveredOptions()
 	o.Progress = bar.set
 	n, kept, err := s.ReplayDelivered(ctx, o)

@@ -60,6 +60,8 @@ type statusJSON struct {
 	Breaker       string    `json:"breaker"`
 	Paused        bool      `json:"paused"`
 	Relay         relayJSON `json:"relay"`
+
+	Identities *identitiesJSON `json:"identities,omitzero"` // absent: no identity map
 }
 
 type relayJSON struct {
@@ -68,7 +70,7 @@ type relayJSON struct {
 }
 
 func newStatusJSON(st store.Status) statusJSON {
-	return statusJSON{
+	j := statusJSON{
 		Accepted: st.Accepted, Replayed: st.Replayed,
 		Delivered: st.Delivered, Deduplicated: st.Deduplicated, Died: st.Died, Queued: st.Queued,
 		Dead: st.Dead, DeadByReason: st.DeadByReason, Purged: st.Purged,
@@ -76,6 +78,11 @@ func newStatusJSON(st store.Status) statusJSON {
 		Breaker: st.Breaker, Paused: st.Paused,
 		Relay: relayJSON{Holder: st.Holder, Term: st.Term},
 	}
+	if st.Identities != nil {
+		ids := newIdentitiesJSON(*st.Identities)
+		j.Identities = &ids
+	}
+	return j
 }
 
 func (p *program) printStatus(ctx context.Context, asJSON bool) error {
@@ -146,6 +153,9 @@ func writeStatus(w io.Writer, st store.Status) error {
 		return err
 	}
 	fmt.Fprintf(&b, "\nbreaker %s, %s\n", st.Breaker, relayNote(st))
+	if i := st.Identities; i != nil {
+		fmt.Fprintf(&b, "identity map of %s, imported %s\n", counted(int(i.Users), "user"), i.Imported.UTC().Format(time.RFC3339)) //nolint:gosec // a count
+	}
 	if err := writeDead(&b, st); err != nil {
 		return err
 	}

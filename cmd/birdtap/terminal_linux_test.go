@@ -77,7 +77,7 @@ func TestProgressIsForATerminal(t *testing.T) {
 	}
 	var words bytes.Buffer
 	p := &program{err: &words}
-	bar := p.progress("replaying", 10, false)
+	bar := p.progress("replaying", "receipts", 10, false)
 	bar.set(5)
 	bar.end()
 	if words.Len() > 0 {

@@ -48,7 +48,7 @@ func missing(name, format string, args ...any) error {
 func (c *Config) Validate() error {
 	for _, check := range []func() error{
 		c.checkListeners, c.checkUploadPaths, c.checkNATS, c.checkStreams,
-		c.checkSizes, c.checkCleverTap, c.checkTimes, c.checkSecrets, c.checkLog,
+		c.checkSizes, c.checkCleverTap, c.checkTimes, c.checkIdentities, c.checkSecrets, c.checkLog,
 	} {
 		if err := check(); err != nil {
 			return err
@@ -236,6 +236,16 @@ func (c *Config) checkTimes() error {
 	}
 	return nil
 }
+
+func (c *Config) checkIdentities() error {
+	if !slices.Contains([]string{"pass", "dead"}, c.IdentityUnmapped) {
+		return c.wrong("IDENTITY_UNMAPPED", "must be pass (a user who is not in the identity map is left as it is) or dead (its receipt becomes a dead letter)")
+	}
+	return nil
+}
+
+// unmappedDead tells whether a receipt of a user who is not in the map goes dead.
+func (c *Config) unmappedDead() bool { return c.IdentityUnmapped == "dead" }
 
 // checkSecrets looks at what goes into a header: anything else than text on one
 // line would fail at every call, long after the start.
