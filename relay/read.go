@@ -51,6 +51,9 @@ func (t *term) read(ctx context.Context) {
 			}
 			wait(ctx, readRetry)
 		}
+		if ctx.Err() != nil {
+			return // what waits must not be taken for damaged after all
+		}
 		if !t.budget.take(ctx, frameCost(f)) {
 			return
 		}

@@ -161,6 +161,7 @@ var ErrStop = errors.New("stop")
 // that does not decode is one letter of ReasonCorrupt without an Origin.
 func (s *Store) Letters(ctx context.Context, fn func(Letter) error) error {
 	err := s.deadMessages(ctx, 1, func(m deadMessage) error {
+		s.tellNewer(m)
 		for _, l := range m.letters {
 			if err := fn(l); err != nil {
 				return err
@@ -178,11 +179,22 @@ func (s *Store) Letters(ctx context.Context, fn func(Letter) error) error {
 type deadMessage struct {
 	seq     uint64
 	letters []Letter
+	newer   error // a newer birdtap wrote it: its letters stay, and nobody here sees them
+}
+
+// tellNewer says that there are letters that this birdtap cannot read.
+func (s *Store) tellNewer(m deadMessage) {
+	if m.newer != nil {
+		s.log.Warn("a newer birdtap has written these dead letters: they are left alone", zap.Uint64("message", m.seq), zap.Error(m.newer))
+	}
 }
 
 func (s *Store) deadMessages(ctx context.Context, from uint64, fn func(deadMessage) error) error {
 	_, err := s.scan(ctx, s.dead, s.names.deadStream, from, false, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) error {
 		letters, err := decodeLetters(msg.Data())
+		if errors.Is(err, ErrNewer) {
+			return fn(deadMessage{seq: meta.Sequence.Stream, newer: err})
+		}
 		if err != nil {
 			s.log.Error("dead letters do not decode", zap.Uint64("message", meta.Sequence.Stream), zap.Error(err))
 			letters = []Letter{{
@@ -207,6 +219,9 @@ func (s *Store) LettersSince(ctx context.Context, deadSeq, floor uint64) (map[Pl
 		return nil, last, err
 	}
 	err = s.deadMessages(ctx, deadSeq+1, func(m deadMessage) error {
+		if m.newer != nil {
+			return fmt.Errorf("dead letters, message %d: %w", m.seq, m.newer)
+		}
 		last = m.seq
 		for _, l := range m.letters {
 			// One beyond the end is of a frame that a power cut took, with a queue that
@@ -227,6 +242,7 @@ func (s *Store) LettersSince(ctx context.Context, deadSeq, floor uint64) (map[Pl
 func (s *Store) takeLetters(ctx context.Context, choose func(*Letter) bool, limit int, take func([]Letter) (int, error)) (int, error) {
 	taken := 0
 	err := s.deadMessages(ctx, 1, func(m deadMessage) error {
+		s.tellNewer(m)
 		var chosen []int // indices
 		var letters []Letter
 		for i := range m.letters {

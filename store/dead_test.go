@@ -270,6 +270,29 @@ func TestFullDeadStream(t *testing.T) {
 	}
 }
 
+// Letters of a newer birdtap are left alone, and counted; a relay waits for them, since
+// they may stand for receipts that are still on the queue.
+func TestLettersOfANewerVersionStay(t *testing.T) {
+	s := openStore(t)
+	mustBury(t, s, letters(0, 5, "512")...)
+	msg := s.letterMsgs(letters(5, 5, "512"))[0]
+	msg.Data = sealed(letterMagic, frameVersion+1, msg.Data[frameHead:len(msg.Data)-frameTrailer], 5)
+	if _, err := s.publish(t.Context(), msg); err != nil {
+		t.Fatal(err)
+	}
+	mustBury(t, s, letters(10, 5, "512")...)
+	if n := len(buried(t, s)); n != 10 {
+		t.Errorf("%d letters can be read, want 10", n)
+	}
+	if n, err := s.Purge(t.Context(), func(*Letter) bool { return true }, 0); n != 10 || err != nil {
+		t.Errorf("purged %d, %v, want 10", n, err)
+	}
+	wantEqual(t, "letters", int(status(t, s).Dead), 5)
+	if _, _, err := s.LettersSince(t.Context(), 0, 1); !errors.Is(err, ErrNewer) {
+		t.Errorf("got %v", err)
+	}
+}
+
 // One message that does not decode holds up nothing: it is shown, skipped by a
 // replay, and can be purged.
 func TestLettersThatDoNotDecode(t *testing.T) {
