@@ -179,11 +179,8 @@ func (c *call) makeRoom(r *http.Request) error {
 	return nil
 }
 
-// What ends the reading of a body early.
-var (
-	errTooMany    = errors.New("too many records") // more than maxRecords
-	errIdentities = errors.New("the identity map cannot be read")
-)
+// errTooMany ends the reading of a body with more than maxRecords records.
+var errTooMany = errors.New("too many records")
 
 // parse turns the body into receipts and refusals; misread is the answer to a
 // body that cannot be.
@@ -194,8 +191,6 @@ func (c *call) parse(now time.Time, misread *refusal) *refusal {
 		return nil
 	case errors.Is(err, errTooMany):
 		return tooLarge
-	case errors.Is(err, errIdentities):
-		return unavailable
 	default:
 		return misread
 	}
@@ -210,10 +205,7 @@ func (c *call) takeRecord(rec *record) error {
 		c.ignored++
 		return nil
 	}
-	receipt, err := c.converter.convert(rec)
-	if err != nil {
-		return err
-	}
+	receipt, _ := c.converter.convert(rec) // a map that cannot be read says so itself
 	if receipt.Reason != store.ReasonRefused {
 		c.taken++ // one that is unmapped, too: its sender can do nothing about it
 	} else {

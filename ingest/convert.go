@@ -61,21 +61,19 @@ func (c *converter) reset(now time.Time) {
 	c.unmapped = 0
 }
 
-// convert is Mapper.Convert for a parsed record.
+// convert is Mapper.Convert for a parsed record. A user who cannot be looked up is
+// unmapped, and the error tells why.
 func (c *converter) convert(rec *record) (store.Receipt, error) {
 	c.texts.reset()
 	if code := c.judge(rec); code != 0 {
 		return refused(rec.raw, code), nil
 	}
 	reason, err := c.mapUser(rec)
-	if err != nil {
-		return store.Receipt{}, err
-	}
 	made := c.write(rec)
 	if len(made) > maxRecordBytes {
 		return refused(rec.raw, clevertap.CodeProperties), nil
 	}
-	return store.Receipt{Record: made, User: c.userOf(rec), Key: c.keyOf(rec), Reason: reason}, nil
+	return store.Receipt{Record: made, User: c.userOf(rec), Key: c.keyOf(rec), Reason: reason}, err
 }
 
 // refused marks a record that may not leave. Nobody can say whose it is; so its

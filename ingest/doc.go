@@ -18,11 +18,11 @@
 //	413                          a body over 5 MiB
 //	415                          a content encoding
 //	500                          a panic; whether something was stored is not known
-//	503 with Retry-After         not ready, queue full, identity map damaged, disk failing, too much at once; it may have been stored after all
+//	503 with Retry-After         not ready, queue full, disk failing, too much at once; it may have been stored after all
 //
 // Where an identity map is loaded, the member "identity" of a good record is looked up
 // in it as a Sendbird user id and replaced, see Mapper. A record whose user is not in
-// the map is, to the caller, like any other.
+// the map, or cannot be looked up now, is, to the caller, like any other.
 //
 // A refused record of at most 128 KiB is stored beside the good ones, marked as
 // refused: nobody at Sendbird reads "unprocessed".

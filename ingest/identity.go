@@ -1,6 +1,7 @@
 package ingest
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -33,7 +34,7 @@ type Mapper struct {
 
 // Convert is the function Convert with a look into the map, for a letter that is
 // replayed: one that was refused, or one whose user was not in the map. Its error is
-// that of the lookup; nothing is known of the record then.
+// that of the lookup; the receipt is unmapped then.
 func (m Mapper) Convert(raw []byte, now time.Time) (store.Receipt, error) {
 	var p parser
 	rec, err := p.parseRecord(raw)
@@ -56,13 +57,15 @@ func (c *converter) mapUser(rec *record) (store.Reason, error) {
 	c.identity, found, err = c.mapper.Identities.Lookup(c.identity[:0], c.scalar(rec.user))
 	switch {
 	case err != nil:
-		return "", fmt.Errorf("%w: %w", errIdentities, err)
+		c.unmapped++
+		return store.ReasonUnmapped, fmt.Errorf("the identity map cannot be read: %w", err)
 	case found == store.MappingNone:
 		return "", nil
 	case found == store.MappingFound:
 		c.user, err = jsontext.AppendQuote(c.user[:0], c.identity)
 		if err != nil {
-			return "", fmt.Errorf("%w: an identity that is no text", errIdentities)
+			c.unmapped++
+			return store.ReasonUnmapped, errors.New("the identity map cannot be read: an identity that is no text")
 		}
 		rec.user = c.user
 		return "", nil

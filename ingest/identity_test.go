@@ -155,22 +155,25 @@ func TestDoorsMapUsers(t *testing.T) {
 	}
 }
 
-// Nothing of a call is stored when a user cannot be looked up: it comes again.
-func TestMapThatCannotBeReadIs503(t *testing.T) {
+// Nobody behind the door waits until a damaged map is fetched anew: a user who cannot be
+// looked up is unmapped until then, and the others of the call are not held up.
+func TestUserWhoCannotBeLookedUpIsUnmapped(t *testing.T) {
 	t.Parallel()
 	d := open(t)
 	d.SetIdentities(mapped)
 	body := `[` + of(`"u1"`) + `,` + of(`"broken"`) + `]`
 	for _, got := range []answer{d.upload(body), d.callback(body)} {
-		if got.status != 503 || got.header.Get("Retry-After") == "" {
+		if got.status != 200 {
 			t.Errorf("got %d %s", got.status, got.body)
 		}
 	}
-	if got := d.memory.stored(); len(got) != 0 {
-		t.Errorf("%d receipts stored", len(got))
+	for i, r := range d.memory.stored() {
+		if want := []store.Reason{"", store.ReasonUnmapped}[i%2]; r.Reason != want {
+			t.Errorf("receipt %d has reason %q, want %q", i, r.Reason, want)
+		}
 	}
-	if got := d.upload(of(`"u1"`)); got.status != 200 {
-		t.Errorf("afterwards %d", got.status)
+	if n := len(d.memory.stored()); n != 4 {
+		t.Errorf("%d receipts stored, want 4", n)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -31,6 +32,10 @@ var (
 	ErrNoIdentities      = errors.New("there is no identity map")
 	ErrIdentitiesChanged = errors.New("another import or removal of the identity map has ended meanwhile; this one changed nothing")
 )
+
+// errIdentitiesDenied says that the user whom the server knows may not ask for the map.
+// Who uses one gives the daemons that right; so here there is none.
+var errIdentitiesDenied = fmt.Errorf("%w: this user may not look it up (birdtap init --help lists the rights)", ErrNoIdentities)
 
 const (
 	identityObject = "map"
@@ -126,9 +131,16 @@ func (s *Store) prepareIdentities(ctx context.Context) (Made, error) {
 func (s *Store) identityStream(ctx context.Context) (jetstream.Stream, error) {
 	ctx, cancel := context.WithTimeout(ctx, identityAskWait)
 	defer cancel()
-	stream, err := s.js.Stream(ctx, s.names.identityStream())
-	if errors.Is(err, jetstream.ErrStreamNotFound) {
+	var stream jetstream.Stream
+	err := s.denied.unless(ctx, func(ctx context.Context) (err error) {
+		stream, err = s.js.Stream(ctx, s.names.identityStream())
+		return err
+	})
+	switch {
+	case errors.Is(err, jetstream.ErrStreamNotFound):
 		return nil, ErrNoIdentities
+	case errors.Is(err, errDenied) && strings.Contains(err.Error(), s.names.identityStream()):
+		return nil, errIdentitiesDenied
 	}
 	if err != nil {
 		return nil, fmt.Errorf("look up stream %s: %w", s.names.identityStream(), err)

@@ -63,7 +63,10 @@ func (i *Identities) Run(ctx context.Context) {
 	tick := time.NewTicker(i.every)
 	defer tick.Stop()
 	for ctx.Err() == nil {
-		i.look(ctx)
+		if i.look(ctx); i.denied {
+			<-ctx.Done() // asking again would only fill the log
+			return
+		}
 		wake := i.wake
 		if i.damaged {
 			wake = nil // known already
@@ -73,7 +76,7 @@ func (i *Identities) Run(ctx context.Context) {
 		case <-tick.C:
 		case <-wake:
 			i.damaged = true
-			i.log.Error("the copy of the identity map is damaged, fetching it anew; calls that need the damaged part get 503")
+			i.log.Error("the copy of the identity map is damaged, fetching it anew; users in the damaged part are unmapped until then")
 		}
 	}
 }
@@ -103,6 +106,10 @@ func (i *Identities) look(ctx context.Context) {
 	}
 	switch {
 	case ctx.Err() != nil:
+	case errors.Is(err, errIdentitiesDenied):
+		i.denied = true
+		i.log.Warn("going on without an identity map", zap.Error(err))
+		i.none(false)
 	case errors.Is(err, ErrNoIdentities):
 		i.none(info.upload != "")
 	case err != nil:

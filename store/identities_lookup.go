@@ -59,6 +59,7 @@ type Identities struct {
 	// Of Run alone.
 	failed  tries
 	damaged bool // the copy in use was found damaged
+	denied  bool // the user of this process may not ask for it
 }
 
 // Ready is closed when receipts may be taken in: their users will be looked up in the

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -39,9 +40,12 @@ var errDenied = errors.New("this user lacks a right")
 
 // denials brings what the server says about missing rights to the request that lacks
 // them: the request itself would wait for an answer that never comes.
-type denials struct{ said chan error }
+type denials struct {
+	one  sync.Mutex // request at a time
+	said chan error
+}
 
-func newDenials() *denials { return &denials{make(chan error, 1)} }
+func newDenials() *denials { return &denials{said: make(chan error, 1)} }
 
 // hear takes in an error of the connection.
 func (d *denials) hear(err error) {
@@ -55,8 +59,10 @@ func (d *denials) hear(err error) {
 }
 
 // unless makes a request, and ends it with errDenied as soon as the server says that
-// the user may not make it. Requests go one after the other.
+// the user may not make it.
 func (d *denials) unless(ctx context.Context, request func(context.Context) error) error {
+	d.one.Lock()
+	defer d.one.Unlock()
 	select {
 	case <-d.said: //nolint:errcheck // of an earlier one
 	default:

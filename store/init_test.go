@@ -164,15 +164,19 @@ func daemonRights() []string {
 	return append(rights, "$JS.API.STREAM.PURGE.BIRDTAP_RECEIPTS", "$JS.API.STREAM.MSG.DELETE.BIRDTAP_DEAD")
 }
 
-// startRestricted is a server with a user who may do everything, and a daemon's.
-func startRestricted(t *testing.T) (admin, daemon func(*Options)) {
+// startRestricted is a server with a user who may do everything, and a daemon's, who lacks
+// some rights.
+func startRestricted(t *testing.T, without ...string) (admin, daemon func(*Options)) {
 	t.Helper()
+	rights := slices.DeleteFunc(daemonRights(), func(right string) bool {
+		return slices.ContainsFunc(without, func(w string) bool { return strings.Contains(right, w) })
+	})
 	o := serverOptions(t)
 	o.Users = []*server.User{
 		{Username: "admin", Password: "a"},
 		{Username: "daemon", Password: "d", Permissions: &server.Permissions{
-			Publish:   &server.SubjectPermission{Allow: daemonRights()},
-			Subscribe: &server.SubjectPermission{Allow: []string{"_INBOX.BIRDTAP.>", "BIRDTAP.state.pause"}},
+			Publish:   &server.SubjectPermission{Allow: rights},
+			Subscribe: &server.SubjectPermission{Allow: []string{"_INBOX.BIRDTAP.>", "BIRDTAP.news.pause"}},
 		}},
 	}
 	ns := startServer(t, o)
@@ -227,6 +231,32 @@ func TestDaemonWorksWithTheRightsOfADaemon(t *testing.T) {
 	}
 	if logs.Len() > 0 {
 		t.Errorf("%+v", logs.All()[0])
+	}
+}
+
+// Who uses no identity map need not give rights to it: the doors open at once, and it is
+// said once.
+func TestDaemonWithoutRightsToTheIdentityMapHasNone(t *testing.T) {
+	admin, daemon := startRestricted(t, "IDENTITIES")
+	mustInit(t, initOptions(nil, admin))
+	core, logs := observer.New(zap.WarnLevel)
+	s := openStore(t, daemon, logTo(zap.New(core)))
+	ids := s.FollowIdentities()
+	ids.every = time.Millisecond
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		ids.Run(ctx)
+	}()
+	<-ids.Ready()
+	if _, found, err := ids.Lookup(nil, []byte("user")); found != MappingNone || err != nil {
+		t.Errorf("found %v, %v", found, err)
+	}
+	cancel()
+	<-done
+	if n := logs.FilterMessageSnippet("without an identity map").Len(); n != 1 {
+		t.Errorf("said %d times: %+v", n, logs.All())
 	}
 }
 

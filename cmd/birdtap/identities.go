@@ -46,6 +46,9 @@ uses the new map within seconds. Receipts that are on the queue already keep the
 identity that they have; dead ones of reason unmapped are looked up again by birdtap
 relay --replay --reason unmapped.
 
+Two Sendbird users with one identity are one user to CleverTap: equal receipts of both
+within BIRDTAP_DEDUP_WINDOW are copies of each other, and one is delivered.
+
 Temporary files of about three times the size of the CSV go to BIRDTAP_DATA_DIR, or,
 where that does not exist, to TMPDIR.`,
 		Args: oneArg("FILE.csv"),

@@ -27,6 +27,26 @@ Sizes, replicas and settings that would lose receipts are changed. A stream that
 other subjects or keeps its messages in another way is refused, and then nothing is
 changed at all.
 
+With BIRDTAP as prefix the daemons' own user then needs, to publish:
+
+  BIRDTAP.>
+  for X = BIRDTAP_RECEIPTS, BIRDTAP_DEAD and BIRDTAP_STATE:
+    $JS.API.STREAM.INFO.X            $JS.API.STREAM.MSG.GET.X
+    $JS.API.CONSUMER.CREATE.X.>      $JS.API.CONSUMER.DELETE.X.*
+    $JS.API.CONSUMER.MSG.NEXT.X.*
+  $JS.API.STREAM.PURGE.BIRDTAP_RECEIPTS
+  $JS.API.STREAM.MSG.DELETE.BIRDTAP_DEAD
+  for an identity map, with X = OBJ_BIRDTAP_IDENTITIES:
+    $JS.API.STREAM.INFO.X            $JS.API.STREAM.MSG.GET.X
+
+and to subscribe to:
+
+  _INBOX.BIRDTAP.>
+  BIRDTAP.news.pause
+
+Who imports an identity map also publishes $O.BIRDTAP_IDENTITIES.> and
+$JS.API.STREAM.PURGE.OBJ_BIRDTAP_IDENTITIES.
+
 The embedded queue needs none of this: a daemon makes it.`,
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return p.init(c.Context(), asJSON) },
