@@ -13,13 +13,11 @@ import (
 
 const (
 	surveyEvery = time.Second
-	// The operator's word is asked for when there is news of it, for a while, since
-	// news come a moment early; and now and then, since they may be missed. Not more
-	// often: nats-server keeps what is read of the stream that checkpoints go to in
-	// memory for ten seconds.
-	pauseSoon  = 100 * time.Millisecond
-	pauseFor   = 2 * time.Second
-	pauseEvery = 30 * time.Second
+	// The operator's word is asked for when there is news of it, and now and then, since
+	// news may be missed. Not more often: nats-server keeps what is read of the stream
+	// that checkpoints go to in memory for ten seconds.
+	pauseEvery = 15 * time.Second
+	pauseSoon  = 100 * time.Millisecond // while it is not known
 )
 
 // survey looks after what is not one receipt's business: how many wait beyond those
@@ -81,7 +79,7 @@ func (s *survey) beyond() (receipts int64, oldest time.Time, bytes int64) {
 func (s *survey) run(ctx context.Context, changed func()) {
 	news, err := s.queue.PauseNews(ctx)
 	if err != nil && ctx.Err() == nil {
-		s.log.Warn("pause and resume may take half a minute to be noticed", zap.Error(err))
+		s.log.Warn("pause and resume may be noticed late", zap.Error(err))
 	}
 	trimmer := s.queue.NewTrimmer()
 	next := uint64(1)
@@ -92,20 +90,18 @@ func (s *survey) run(ctx context.Context, changed func()) {
 	defer pause.Stop()
 	look := time.NewTimer(0)
 	defer look.Stop()
-	var listen time.Time // until when the operator's word may change
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-news:
-			listen = time.Now().Add(pauseFor)
 			pause.Reset(0)
 		case <-pause.C:
 			if s.askPaused(ctx) {
 				changed()
 			}
 			again := pauseEvery
-			if !s.asked || time.Now().Before(listen) {
+			if !s.asked {
 				again = pauseSoon
 			}
 			pause.Reset(again)

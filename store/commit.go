@@ -25,7 +25,7 @@ const maxGathered = 32 << 20
 // Headers of stored messages: what scans need to know without reading the payload.
 const (
 	headerReceipts = "Birdtap-Receipts" // number of receipts, or letters, in the message
-	headerReplayed = "Birdtap-Replayed" // on frames put back by a replay: replayedDead or replayedDelivered
+	headerReplayed = "Birdtap-Replayed" // on frames put back by a replay: ReplayDead or ReplayDelivered
 	headerReasons  = "Birdtap-Reasons"  // on letters: how many of each reason, "512=3,555=1"
 	headerOrigin   = "Birdtap-Origin"   // on letters: the highest frame sequence they died at
 )
@@ -211,10 +211,15 @@ func (s *Store) publishFrame(m *nats.Msg) error {
 	return nil
 }
 
-// remember keeps a frame that is on disk for this process' readers and scans.
+// remember keeps a frame that is on disk for this process' readers and scans. In a
+// cluster most frames are other processes', so a reader there asks the server.
 func (s *Store) remember(seq uint64, m *nats.Msg) {
 	now, replay := time.Now(), Replay(m.Header.Get(headerReplayed))
-	s.recent.add(storedFrame{seq: seq, time: now, data: m.Data, replay: replay}, FrameInfo{
+	f := storedFrame{seq: seq, time: now, replay: replay}
+	if s.embedded != nil {
+		f.data = m.Data
+	}
+	s.recent.add(f, FrameInfo{
 		Seq: seq, Time: now, Replay: replay,
 		Receipts: headerInt(m.Header, headerReceipts),
 		Bytes:    storedSize(len(m.Subject), m.Header, len(m.Data)),

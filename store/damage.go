@@ -86,7 +86,7 @@ func (s *Store) tellMissingFrames(ctx context.Context, cp Checkpoint, last uint6
 		return fmt.Errorf("look up the last frame: %w", err)
 	}
 	gone := 0
-	for seq := max(end+1, cp.Floor); seq <= max(last, cp.Last); seq++ {
+	for seq := max(end+1, cp.Floor); seq <= max(last, cp.Last) && gone < maxCounted; seq++ {
 		if !cp.Settled.HasWhole(seq) {
 			gone++
 		}
@@ -98,8 +98,8 @@ func (s *Store) tellMissingFrames(ctx context.Context, cp Checkpoint, last uint6
 	return nil
 }
 
-// maxCounted bounds the messages of the dead stream that are counted at the start, so
-// that it stays quick. A message may be a thousand letters.
+// maxCounted bounds the frames, and the messages of the dead stream, that are counted at
+// the start, so that it stays quick. A message may be a thousand letters.
 const maxCounted = 100_000
 
 // tellMissingLetters tells when there are fewer dead letters than the checkpoint knows of.
@@ -129,7 +129,7 @@ func (s *Store) tellMissingLetters(ctx context.Context, cp Checkpoint) error {
 		return err
 	}
 	if left += w.Replayed; left < cp.Totals.Died {
-		s.log.Error("dead letters are missing: their file was damaged or cut short; a backup may have them",
+		s.log.Error("dead letters are missing, or frames that some were replayed in: their file was damaged or cut short; a backup may have them",
 			zap.Uint64("letters", cp.Totals.Died-left))
 	}
 	return nil

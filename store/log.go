@@ -486,10 +486,11 @@ func (s *Store) FirstSince(ctx context.Context, end uint64, since time.Time) (ui
 	if err != nil {
 		return 0, fmt.Errorf("look up stream %s: %w", s.names.receiptStream, err)
 	}
-	inside, outside := end, min(info.State.FirstSeq, end)-1
+	first := max(1, info.State.FirstSeq) // 0 where there never was a frame
+	inside, outside := end, min(first, end)-1
 	for step := uint64(1); inside-outside > 1; step *= 2 {
 		at := outside + (inside-outside)/2
-		if outside < info.State.FirstSeq && inside-outside > step {
+		if outside < first && inside-outside > step {
 			at = inside - step
 		}
 		stored, found, err := s.FrameTime(ctx, at)

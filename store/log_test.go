@@ -63,6 +63,9 @@ func commitSoon(t testing.TB, s *Store, rs ...Receipt) {
 // nobody knows when it was stored, so what lies behind it counts.
 func TestFirstSince(t *testing.T) {
 	s := openStore(t)
+	if seq, err := s.FirstSince(t.Context(), 1, time.Now()); seq != 1 || err != nil {
+		t.Errorf("of an empty queue: %d, %v", seq, err)
+	}
 	const n = 20
 	frames(t, s, n, 1)
 	all := read(t, s, 1, n)

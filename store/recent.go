@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"cmp"
 	"slices"
 	"sync"
@@ -20,7 +21,7 @@ const (
 // holds on for ten seconds to every block of 8 MiB that was read while it was still
 // being written: 70 MiB at 30,000 receipts/s.
 //
-// For the same reason it keeps what a scan asks for. It knows only what went through this process, and only what is on disk: the server
+// It knows only what went through this process, and only what is on disk: the server
 // has acknowledged each frame and said its sequence. Whatever a reader misses here,
 // because somebody else stored it, because an acknowledgement was lost or because it
 // is too old, it reads from the server.
@@ -70,19 +71,22 @@ func (r *recent) close() {
 	}
 }
 
-// add takes in a frame that is on disk; its data is copied.
+// add takes in a frame that is on disk; its data is copied. Without data only scans
+// find it.
 func (r *recent) add(f storedFrame, info FrameInfo) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.readers == 0 {
 		return
 	}
-	if n := len(r.frames); n > 0 && f.seq <= r.frames[n-1].seq {
+	if n := len(r.infos); n > 0 && f.seq <= r.infos[n-1].Seq {
 		r.clear() // not the queue that it was
 	}
-	f.data = append([]byte(nil), f.data...)
-	r.frames = append(r.frames, f)
-	r.bytes += len(f.data)
+	if f.data != nil {
+		f.data = bytes.Clone(f.data)
+		r.frames = append(r.frames, f)
+		r.bytes += len(f.data)
+	}
 	old := 0
 	for r.bytes > recentBytes {
 		r.bytes -= len(r.frames[old].data)

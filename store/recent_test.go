@@ -142,8 +142,8 @@ func TestRecentKeepsWhatIsWanted(t *testing.T) {
 	if _, found, _, _ := r.look(4); found {
 		t.Error("remembers what it was told to forget")
 	}
-	r.add(storedFrame{seq: 5}, FrameInfo{Seq: 5})
-	r.add(storedFrame{seq: 6}, FrameInfo{Seq: 6})
+	r.add(storedFrame{seq: 5, data: []byte{5}}, FrameInfo{Seq: 5})
+	r.add(storedFrame{seq: 6, data: []byte{6}}, FrameInfo{Seq: 6})
 	r.drop(6)
 	for seq := uint64(5); seq <= 6; seq++ {
 		_, found, _, _ := r.look(seq)

@@ -146,6 +146,10 @@ func (s *Store) SetPaused(ctx context.Context, paused bool) error {
 	if _, err := s.publish(ctx, &nats.Msg{Subject: s.names.pause, Data: data}); err != nil {
 		return fmt.Errorf("set paused: %w", err)
 	}
+	// The relay hears of it and looks; should the word get lost it looks a little later.
+	if err := s.nc.Publish(s.names.pauseNews, nil); err == nil {
+		_ = s.nc.FlushWithContext(ctx)
+	}
 	return nil
 }
 
@@ -156,12 +160,11 @@ func (s *Store) Paused(ctx context.Context) (bool, error) {
 	return p.Paused, err
 }
 
-// PauseNews tells, until ctx ends, that somebody calls SetPaused, a moment before
-// Paused shows it. It is a hint and no more: what is said while the connection is down
-// is missed.
+// PauseNews tells, until ctx ends, that somebody has called SetPaused. It is a hint and
+// no more: what is said while the connection is down is missed.
 func (s *Store) PauseNews(ctx context.Context) (<-chan struct{}, error) {
 	news := make(chan struct{}, 1)
-	sub, err := s.nc.Subscribe(s.names.pause, func(*nats.Msg) {
+	sub, err := s.nc.Subscribe(s.names.pauseNews, func(*nats.Msg) {
 		select {
 		case news <- struct{}{}:
 		default:

@@ -113,6 +113,7 @@ func (o Options) withDefaults() Options {
 type names struct {
 	receiptStream, deadStream, stateStream string
 	receipts, dead, relay, pause, purged   string // subjects
+	pauseNews                              string // of no stream
 	identities                             string // bucket of the identity map
 }
 
@@ -126,6 +127,7 @@ func namesOf(prefix string) names {
 		relay:         prefix + ".state.relay",
 		pause:         prefix + ".state.pause",
 		purged:        prefix + ".state.purged",
+		pauseNews:     prefix + ".news.pause",
 		identities:    prefix + "_IDENTITIES",
 	}
 }
