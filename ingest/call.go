@@ -25,11 +25,11 @@ const (
 	maxRecords = 100_000
 	// smallBodyBytes is how much of a body is held without asking. What goes
 	// beyond shares a fixed amount of memory with all the others.
-	smallBodyBytes = 64 << 10
+	smallBodyBytes = 16 << 10
 	// verifiedBytes and unverifiedBytes are those amounts. Whoever may send what
 	// nobody has verified yet cannot use up the room of those who have shown
 	// their credentials.
-	verifiedBytes   = 16 << 20
+	verifiedBytes   = 8 << 20
 	unverifiedBytes = 8 << 20
 
 	// A call is answered within 4 s of the last byte of its body. A large body
@@ -66,60 +66,45 @@ func newCall() *call {
 	return c
 }
 
-// calls keeps the memory of calls apart by the size of their bodies, lest a few
-// large ones leave every small one with large buffers.
+// calls keeps the memory of calls. That of large bodies is kept apart, and given only
+// to a call that has found its room: else every caller who waits for room would hold
+// memory for a large body already.
 type calls struct{ small, large sync.Pool }
 
-func (p *calls) of(r *http.Request) *sync.Pool {
-	if r.ContentLength >= 0 && r.ContentLength <= smallBodyBytes {
-		return &p.small
+func get(p *sync.Pool) *call {
+	if c, ok := p.Get().(*call); ok {
+		return c
 	}
-	return &p.large
+	return newCall()
 }
 
-// get returns memory for a call whose large body, if it is one, finds its room
-// in room.
-func (p *calls) get(r *http.Request, room *semaphore.Weighted) *call {
-	c, ok := p.of(r).Get().(*call)
-	if !ok {
-		c = newCall()
-	}
-	c.began, c.room = time.Now(), room
-	return c
-}
-
-// put takes the memory back, unless keeping it would hold on to too much.
-func (p *calls) put(r *http.Request, c *call) {
-	if c.held > 0 {
-		c.room.Release(c.held)
-	}
-	if cap(c.body) > 1<<20 || cap(c.receipts) > 10_000 || cap(c.answer) > 1<<20 {
-		return
-	}
-	clear(c.receipts) // they may point into buffers outgrown since
-	clear(c.refused)
-	c.body, c.answer = c.body[:0], c.answer[:0]
-	c.receipts, c.refused = c.receipts[:0], c.refused[:0]
-	c.room, c.held, c.waited = nil, 0, 0
-	c.signed, c.taken, c.ignored = false, 0, 0
-	p.of(r).Put(c)
-}
-
-// read reads the whole body, or says why not.
-func (c *call) read(r *http.Request) *refusal {
+// read reads the whole body, or says why not. A large one finds its room in room.
+// What it returns goes back by put.
+func (p *calls) read(r *http.Request, room *semaphore.Weighted) (*call, *refusal) {
+	c := get(&p.small)
+	c.began = time.Now()
 	if isEncoded(r.Header) {
-		return encoded
+		return c, encoded
 	}
 	if r.ContentLength > maxBodyBytes {
-		return tooLarge
+		return c, tooLarge
 	}
 	whole, err := c.fill(r.Body, smallBodyBytes)
 	if err == nil && !whole {
-		if err := c.makeRoom(r); err != nil {
-			return unavailable
+		asked := time.Now()
+		held, err := makeRoom(r, room)
+		if err != nil {
+			return c, unavailable
 		}
+		c = p.enlarge(c, r.ContentLength)
+		c.room, c.held, c.waited = room, held, time.Since(asked)
 		whole, err = c.fill(r.Body, maxBodyBytes)
+		return c, unread(whole, err)
 	}
+	return c, unread(whole, err)
+}
+
+func unread(whole bool, err error) *refusal {
 	switch {
 	case err != nil:
 		// The bytes so far may parse, and be less than what was sent.
@@ -128,6 +113,38 @@ func (c *call) read(r *http.Request) *refusal {
 		return tooLarge
 	}
 	return nil
+}
+
+// enlarge moves a call to the memory of large bodies. length is that of its body, or
+// negative where nobody knows.
+func (p *calls) enlarge(small *call, length int64) *call {
+	c := get(&p.large)
+	if length > 0 {
+		c.body = slices.Grow(c.body, int(length)+1) // one more, to see the end
+	}
+	c.body, c.began = append(c.body, small.body...), small.began
+	p.put(small)
+	return c
+}
+
+// put takes the memory back, unless keeping it would hold on to too much.
+func (p *calls) put(c *call) {
+	pool, room, held := &p.small, c.room, c.held
+	if held > 0 {
+		pool = &p.large
+	}
+	if cap(c.body) <= 1<<20 && cap(c.receipts) <= 10_000 && cap(c.answer) <= 1<<20 {
+		clear(c.receipts) // they may point into buffers outgrown since
+		clear(c.refused)
+		c.body, c.answer = c.body[:0], c.answer[:0]
+		c.receipts, c.refused = c.receipts[:0], c.refused[:0]
+		c.room, c.held, c.waited = nil, 0, 0
+		c.signed, c.taken, c.ignored = false, 0, 0
+		pool.Put(c)
+	}
+	if held > 0 {
+		room.Release(held) // the next one finds the memory
+	}
 }
 
 // isEncoded tells whether the body is anything but itself. It is never unpacked:
@@ -160,23 +177,16 @@ func (c *call) fill(src io.Reader, limit int) (whole bool, err error) {
 	return false, nil
 }
 
-// makeRoom waits until the rest of a large body may be held.
-func (c *call) makeRoom(r *http.Request) error {
+// makeRoom waits until the rest of a large body may be held, and returns how many
+// bytes it took of room.
+func makeRoom(r *http.Request, room *semaphore.Weighted) (int64, error) {
 	size := r.ContentLength
 	if size < 0 {
 		size = maxBodyBytes // chunked: how long it is shows at its end only
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), roomWithin)
 	defer cancel()
-	asked := time.Now()
-	if err := c.room.Acquire(ctx, size); err != nil {
-		return err
-	}
-	c.held, c.waited = size, time.Since(asked)
-	if r.ContentLength > 0 {
-		c.body = slices.Grow(c.body, int(size)+1-len(c.body)) // one more, to see the end
-	}
-	return nil
+	return size, room.Acquire(ctx, size)
 }
 
 // errTooMany ends the reading of a body with more than maxRecords records.

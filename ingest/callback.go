@@ -21,10 +21,10 @@ func (s *Server) callback(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r, unavailable)
 		return
 	}
-	c := s.calls.get(r, s.unverifiedRoom)
-	defer s.calls.put(r, c)
+	c, why := s.calls.read(r, s.unverifiedRoom)
+	defer s.calls.put(c)
 	c.signed = true
-	if why := c.read(r); why != nil {
+	if why != nil {
 		s.refuse(w, r, why)
 		return
 	}

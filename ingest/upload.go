@@ -29,9 +29,9 @@ func (s *Server) upload(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r, unavailable)
 		return
 	}
-	c := s.calls.get(r, s.verifiedRoom)
-	defer s.calls.put(r, c)
-	if why := c.read(r); why != nil {
+	c, why := s.calls.read(r, s.verifiedRoom)
+	defer s.calls.put(c)
+	if why != nil {
 		s.refuse(w, r, why)
 		return
 	}
