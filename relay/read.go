@@ -13,7 +13,7 @@ import (
 
 const (
 	// heldBytes bounds the receipts that the relay holds; the rest stays on the queue.
-	heldBytes = 16 << 20
+	heldBytes = 8 << 20
 	// itemBytes is what a receipt takes beside its record.
 	itemBytes = 256
 	// readRetry is the wait after the queue could not be read.

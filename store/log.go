@@ -50,7 +50,7 @@ const (
 	// How many messages the client may buffer between the server and Next. Whole
 	// ones may be of 512 KiB each. A limit in bytes would cost a buffer of a million
 	// places for every consumer, or not bound what is buffered.
-	readAheadWhole   = 24
+	readAheadWhole   = 12
 	readAheadHeaders = 2000
 	// stallAfter is how long nothing may come although the queue has more, before
 	// the consumer is built anew.
