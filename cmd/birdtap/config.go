@@ -17,6 +17,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/birdtap/birdtap/clevertap"
+	"github.com/birdtap/birdtap/sendbird"
 )
 
 // envPrefix is what every variable of birdtap begins with.
@@ -64,16 +65,23 @@ type Config struct {
 
 	IdentityUnmapped string `env:"IDENTITY_UNMAPPED" envDefault:"pass"`
 
+	SendbirdAppID                  string   `env:"SENDBIRD_APP_ID"`
+	SendbirdNotificationsToken     Secret   `env:"SENDBIRD_NOTIFICATIONS_TOKEN"`
+	SendbirdNotificationsTokenFile string   `env:"SENDBIRD_NOTIFICATIONS_TOKEN_FILE"`
+	SendbirdNotificationsURL       Address  `env:"SENDBIRD_NOTIFICATIONS_URL"` // default by application id
+	SendbirdUploadHosts            []string `env:"SENDBIRD_UPLOAD_HOSTS" envDefault:".amazonaws.com"`
+
 	SendbirdSigningKeys     Secret `env:"SENDBIRD_SIGNING_KEYS"` // comma list
 	SendbirdSigningKeysFile string `env:"SENDBIRD_SIGNING_KEYS_FILE"`
 
 	LogLevel  string `env:"LOG_LEVEL" envDefault:"info"`
 	LogFormat string `env:"LOG_FORMAT"` // default json, console on a terminal
 
-	set      map[string]string // the variables that were given, values as they may be shown
-	ops      *secretSource
-	passcode *secretSource
-	signing  *secretSource
+	set           map[string]string // the variables that were given, values as they may be shown
+	ops           *secretSource
+	passcode      *secretSource
+	notifications *secretSource
+	signing       *secretSource
 }
 
 // configError is a wrong or missing variable. Its one line names the variable and
@@ -259,6 +267,11 @@ func (c *Config) complete(terminal bool) {
 			c.CleverTapURL = Address(u)
 		}
 	}
+	if !c.given("SENDBIRD_NOTIFICATIONS_URL") {
+		if u, err := sendbird.NotificationsURL(c.SendbirdAppID); err == nil {
+			c.SendbirdNotificationsURL = Address(u)
+		}
+	}
 	if c.LogFormat == "" {
 		c.LogFormat = "json"
 		if terminal {
@@ -266,6 +279,7 @@ func (c *Config) complete(terminal bool) {
 		}
 	}
 	c.UploadPaths = splitList(c.UploadPaths...)
+	c.SendbirdUploadHosts = splitList(c.SendbirdUploadHosts...)
 }
 
 // splitList returns the entries of comma lists, without blanks and empty ones.
@@ -290,6 +304,7 @@ func (c *Config) openSecrets() error {
 	}{
 		{&c.ops, "OPS_TOKEN", c.OpsToken, c.OpsTokenFile},
 		{&c.passcode, "CLEVERTAP_PASSCODE", c.CleverTapPasscode, c.CleverTapPasscodeFile},
+		{&c.notifications, "SENDBIRD_NOTIFICATIONS_TOKEN", c.SendbirdNotificationsToken, c.SendbirdNotificationsTokenFile},
 		{&c.signing, "SENDBIRD_SIGNING_KEYS", c.SendbirdSigningKeys, c.SendbirdSigningKeysFile},
 	} {
 		source, err := newSecretSource(envPrefix+s.name, s.value, s.file)
@@ -303,7 +318,7 @@ func (c *Config) openSecrets() error {
 
 // LogTo tells where to say that the file of a secret has become unreadable.
 func (c *Config) LogTo(log *zap.Logger) {
-	for _, s := range []*secretSource{c.ops, c.passcode, c.signing} {
+	for _, s := range []*secretSource{c.ops, c.passcode, c.notifications, c.signing} {
 		s.log = log
 	}
 }

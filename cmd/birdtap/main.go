@@ -129,6 +129,7 @@ BIRDTAP_CLEVERTAP_PASSCODE; birdtap serve --print-config shows them all.`,
 	root.AddCommand(
 		p.serveCommand(), p.ingestCommand(), p.relayCommand(),
 		p.statusCommand(), p.pauseCommand(), p.resumeCommand(), p.deadCommand(), p.identitiesCommand(), p.initCommand(),
+		p.filesCommand(), p.templatesCommand(),
 		p.demoCommand(), p.versionCommand(),
 	)
 	root.SetOut(p.out) // before cobra's own commands are made: they keep it

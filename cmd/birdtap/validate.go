@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/birdtap/birdtap/clevertap"
+	"github.com/birdtap/birdtap/sendbird"
 )
 
 // role is which part of birdtap a process plays.
@@ -48,7 +49,7 @@ func missing(name, format string, args ...any) error {
 func (c *Config) Validate() error {
 	for _, check := range []func() error{
 		c.checkListeners, c.checkUploadPaths, c.checkNATS, c.checkStreams,
-		c.checkSizes, c.checkCleverTap, c.checkTimes, c.checkIdentities, c.checkSecrets, c.checkLog,
+		c.checkSizes, c.checkCleverTap, c.checkSendbird, c.checkTimes, c.checkIdentities, c.checkSecrets, c.checkLog,
 	} {
 		if err := check(); err != nil {
 			return err
@@ -217,6 +218,33 @@ func (c *Config) checkCleverTapURL() error {
 	return nil
 }
 
+func (c *Config) checkSendbird() error {
+	if _, err := sendbird.NotificationsURL(c.SendbirdAppID); c.SendbirdAppID != "" && err != nil {
+		return c.wrong("SENDBIRD_APP_ID", "must be 1 to 50 letters, digits or hyphens, as Sendbird's dashboard shows it")
+	}
+	for _, entry := range c.SendbirdUploadHosts {
+		if err := sendbird.CheckUploadHost(entry); err != nil {
+			return c.wrong("SENDBIRD_UPLOAD_HOSTS", "%q: %v", shorten(entry), err)
+		}
+	}
+	if len(c.SendbirdUploadHosts) == 0 {
+		return c.wrong("SENDBIRD_UPLOAD_HOSTS", "holds no host between its commas")
+	}
+	if !c.given("SENDBIRD_NOTIFICATIONS_URL") {
+		return nil
+	}
+	u, err := url.Parse(string(c.SendbirdNotificationsURL))
+	switch {
+	case err != nil || u.Hostname() == "" || u.Scheme != "http" && u.Scheme != "https":
+		return c.wrong("SENDBIRD_NOTIFICATIONS_URL", "must be an http or https URL with a host, such as https://api-YOUR-APP-ID.notifications.sendbird.com")
+	case u.User != nil || u.RawQuery != "" || u.Fragment != "" || u.ForceQuery:
+		return c.wrong("SENDBIRD_NOTIFICATIONS_URL", "must hold no user, query or fragment: the token goes in a header")
+	case strings.Trim(u.Path, "/") != "":
+		return c.wrong("SENDBIRD_NOTIFICATIONS_URL", "give scheme and host only, birdtap adds the path")
+	}
+	return nil
+}
+
 func (c *Config) checkTimes() error {
 	for _, t := range []struct {
 		name string
@@ -250,7 +278,7 @@ func (c *Config) unmappedDead() bool { return c.IdentityUnmapped == "dead" }
 // checkSecrets looks at what goes into a header: anything else than text on one
 // line would fail at every call, long after the start.
 func (c *Config) checkSecrets() error {
-	for _, source := range []*secretSource{c.ops, c.passcode} {
+	for _, source := range []*secretSource{c.ops, c.passcode, c.notifications} {
 		if !isText(source.Get()) {
 			return &configError{variable: source.name, problem: "must be text of one line, without control characters (value not shown)"}
 		}
