@@ -31,6 +31,10 @@ test: ## Unit tests; no Docker, no network
 race: ## The same under the race detector
 	go test -race -timeout 10m ./...
 
+.PHONY: outage
+outage: ## CleverTap down for a day, twenty times over, in simulated time
+	go test -timeout 20m -count=1 -run '^TestCleverTapIsDownForADay$$' ./relay -outage.seeds 20 -outage.hours 24
+
 .PHONY: integration
 integration: ## The whole system against real servers in containers (Docker)
 	go test -tags failpoint -count=1 -run 'KilledReplay|Orders|Points|Asked' ./store/...

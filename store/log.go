@@ -81,7 +81,7 @@ func (s *Store) Read(from uint64) *Reader {
 const (
 	// endPoll is how soon a reader at the end sees what another process has stored: a
 	// command that replays.
-	endPoll = 500 * time.Millisecond
+	endPoll = time.Second
 	// consumerStays is how long a reader keeps a consumer that it has built, since it
 	// may need it for the next frames, too.
 	consumerStays = time.Second
