@@ -60,7 +60,9 @@ func (s *slowClients) open(n int, what, first, drip string) {
 }
 
 // patience is how long a slow client goes on at most: longer than any limit of birdtap.
-const patience = 40 * time.Second
+// Those who never read take turns, since only one body of their size is held at a time,
+// and each has 15 s to read its answer.
+const patience = 75 * time.Second
 
 func (s *slowClients) drip(c net.Conn, what, first, drip string) {
 	defer c.Close()

@@ -42,15 +42,15 @@ func natsServer(t *testing.T) string {
 	return addr
 }
 
-// cluster is one ingest and two relays on a nats-server. Each relay has its own wire to
-// it, and its own door at CleverTap.
+// cluster is two ingests and two relays on a nats-server. Each relay has its own wire to
+// it, and its own door at CleverTap. The receipts of a user come in by either ingest.
 type cluster struct {
-	t      *testing.T
-	at     *birdtap // for commands: they reach the nats-server directly
-	to     *destination
-	door   string
-	ingest *process
-	relays map[string]*relayProcess
+	t       *testing.T
+	at      *birdtap // for commands: they reach the nats-server directly
+	to      *destination
+	doors   []string // URLs
+	ingests []*process
+	relays  map[string]*relayProcess
 }
 
 // relayProcess is one of the two relays.
@@ -78,7 +78,7 @@ func newCluster(t *testing.T, run string) *cluster {
 	t.Helper()
 	addr := natsServer(t)
 	c := &cluster{
-		t: t, to: newDestination(run, usualLatency), door: freeAddr(t), relays: map[string]*relayProcess{},
+		t: t, to: newDestination(run, usualLatency), relays: map[string]*relayProcess{},
 		at: newBirdtap(t, map[string]string{
 			"NATS_URL": "nats://" + addr, "REPLICAS": "1",
 			"DATA_DIR":        filepath.Join(t.TempDir(), "data"),
@@ -104,12 +104,20 @@ func newCluster(t *testing.T, run string) *cluster {
 func startCluster(t *testing.T, run string) *cluster {
 	t.Helper()
 	c := newCluster(t, run)
-	window := freeAddr(t)
-	c.ingest = c.at.with(map[string]string{"HTTP_ADDR": c.door, "OPS_ADDR": window}).daemon("ingest", "ingest")
+	var windows []string
+	for i := range 2 {
+		door, window := freeAddr(t), freeAddr(t)
+		c.doors, windows = append(c.doors, "http://"+door+"/1/upload"), append(windows, window)
+		c.ingests = append(c.ingests, c.at.with(map[string]string{
+			"HTTP_ADDR": door, "OPS_ADDR": window, "DATA_DIR": filepath.Join(t.TempDir(), "scratch"),
+		}).daemon("ingest", fmt.Sprintf("ingest-%d", i)))
+	}
 	for _, r := range c.relays {
 		r.start()
 	}
-	c.ingest.ready(window, 30*time.Second)
+	for i, p := range c.ingests {
+		p.ready(windows[i], 30*time.Second)
+	}
 	for _, r := range c.relays {
 		r.ready(r.window, 30*time.Second)
 	}
@@ -163,7 +171,7 @@ func TestRelaysHandOver(t *testing.T) {
 	seed := seedOf(t)
 	c := startCluster(t, "relays")
 	client := history.NewClient(history.Options{
-		Run: "relays", Seed: seed, Doors: []string{"http://" + c.door + "/1/upload"},
+		Run: "relays", Seed: seed, Doors: c.doors,
 		AccountID: accountID, Passcode: passcode,
 		// So many users that none has a hundred receipts waiting after a hand-over.
 		Clients: 16, UsersPerClient: 40, Rate: 400,
@@ -199,7 +207,9 @@ func TestRelaysHandOver(t *testing.T) {
 		names = append(names, fault.name)
 		duplicates += fault.duplicates
 	}
-	c.ingest.alive()
+	for _, p := range c.ingests {
+		p.alive()
+	}
 	stop()
 	a := c.at.drained(2 * time.Minute)
 	letters := c.at.letters()
