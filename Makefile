@@ -25,7 +25,7 @@ demo: build ## Play the demo: real daemon, fake vendors, faults; fails if a rece
 
 .PHONY: test
 test: ## Unit tests; no Docker, no network
-	go test -timeout 3m ./...
+	go test -timeout 5m ./...
 
 .PHONY: race
 race: ## The same under the race detector
