@@ -13,6 +13,9 @@
 //	                   BIRDTAP.state.pause     whether uploading is paused
 //	                   BIRDTAP.state.purged    how many dead letters were given up
 //
+// The relay hears of a pause or resume on the subject BIRDTAP.news.pause, which no stream
+// stores.
+//
 // The identity map is one object in a bucket of its own, OBJ_BIRDTAP_IDENTITIES, made by
 // the first import; see identities.go. It is no part of the queue: its loss loses no
 // receipt, and its room comes on top.
