@@ -71,6 +71,15 @@ func (s *Store) parts(ctx context.Context) ([]part, error) {
 		}
 		parts = append(parts, func(ctx context.Context) (Made, error) { return s.initStream(ctx, want.config, have) })
 	}
+	for _, want := range s.sendStreams(new(Sends)) {
+		parts = append(parts, func(ctx context.Context) (Made, error) {
+			have, err := s.lookUpStream(ctx, want.config.Name)
+			if err != nil {
+				return Made{}, err
+			}
+			return s.initStream(ctx, want.config, have)
+		})
+	}
 	return append(parts, s.prepareIdentities), nil
 }
 

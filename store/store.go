@@ -115,6 +115,11 @@ type names struct {
 	receipts, dead, relay, pause, purged   string // subjects
 	pauseNews                              string // of no stream
 	identities                             string // bucket of the identity map
+
+	// Of the sender; see Sends.
+	sendsStream, heldStream, unsentStream string
+	sends, held, unsent, sender, runs     string // subjects; held and runs are prefixes
+	senderAlive                           string // of no stream
 }
 
 func namesOf(prefix string) names {
@@ -129,6 +134,16 @@ func namesOf(prefix string) names {
 		purged:        prefix + ".state.purged",
 		pauseNews:     prefix + ".news.pause",
 		identities:    prefix + "_IDENTITIES",
+
+		sendsStream:  prefix + "_SENDS",
+		heldStream:   prefix + "_HELD",
+		unsentStream: prefix + "_UNSENT",
+		sends:        prefix + ".sends",
+		held:         prefix + ".held",
+		unsent:       prefix + ".unsent",
+		sender:       prefix + ".state.sender",
+		runs:         prefix + ".state.run",
+		senderAlive:  prefix + ".news.sender",
 	}
 }
 

@@ -1,0 +1,341 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Sends is the sender's part of the store. Its streams are made when it is opened for
+// the first time. With the prefix BIRDTAP:
+//
+//	stream           subject                 a message is
+//	BIRDTAP_SENDS    BIRDTAP.sends           a frame of asks: what is to be sent, in order, read by position
+//	BIRDTAP_HELD     BIRDTAP.held.<id>       a piece of a call whose outcome nobody knows, until an operator decides
+//	BIRDTAP_UNSENT   BIRDTAP.unsent          users who were not sent to, and why: the newest of them
+//	BIRDTAP_STATE    BIRDTAP.state.sender    the sender's checkpoint, which is its lease, too
+//
+// What asks, checkpoint and pieces say is the sender's own business. Sends is safe for
+// concurrent use.
+type Sends struct {
+	store             *Store
+	log, held, unsent jetstream.Stream
+	committer         *committer
+}
+
+// Sizes of the sender's streams in bytes; on a small volume a sendsShare of what is
+// free at most. A full log refuses, which the door answers with 503.
+const (
+	sendsMaxBytes  = 1 << 30
+	heldMaxBytes   = 512 << 20
+	unsentMaxBytes = 128 << 20
+	sendsShare     = 0.05
+
+	// MaxAskBytes bounds one ask: with what a frame adds it fits a message.
+	MaxAskBytes = maxReceiptBytes - receiptOverhead
+	// maxPieceBytes is a piece of a held call; nats-server's max_payload is 1 MiB.
+	maxPieceBytes = 512 << 10
+)
+
+// Ask is one thing that the sender is asked to do.
+type Ask struct {
+	Data []byte // at most MaxAskBytes
+	Key  Key    // equal for the same call made again
+}
+
+// SendFrame is one frame of asks, read from the log.
+type SendFrame struct {
+	Seq  uint64
+	Time time.Time // when the server stored it
+	Asks []Ask     // their Data are slices of the message
+	// Err says that the frame does not decode; Raw is what there is of it.
+	Err error
+	Raw []byte
+}
+
+// OpenSends opens the sender's part, making the streams that are missing. It refuses to
+// make a log anew where one had been. Close it before the store.
+func (s *Store) OpenSends(ctx context.Context) (*Sends, error) {
+	sends := &Sends{store: s}
+	_, rev, err := sends.ReadCheckpoint(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, want := range s.sendStreams(sends) {
+		have, err := s.lookUpStream(ctx, want.config.Name)
+		if err != nil {
+			return nil, err
+		}
+		if have == nil && rev > 0 && want.config.Name == s.names.sendsStream {
+			return nil, fmt.Errorf("the sender was here before, but %s is gone: restore it from a backup, or, to start with an empty one, %s",
+				want.config.Name, s.startAnewBy())
+		}
+		if have != nil {
+			want.config.MaxBytes = have.CachedInfo().Config.MaxBytes // by what was free then
+		}
+		if *want.into, err = s.openStream(ctx, want.config, have); err != nil {
+			return nil, err
+		}
+	}
+	sends.committer = newCommitter(sends.publishFrame, func(int, time.Duration) {})
+	return sends, nil
+}
+
+// sendStreams describes the three streams. As on the queue nothing is deleted
+// silently, but for the list of those who were not sent to: its newest entries stay,
+// and the counts beside it are exact without it.
+func (s *Store) sendStreams(into *Sends) []wantedStream {
+	base := jetstream.StreamConfig{
+		Retention: jetstream.LimitsPolicy,
+		Discard:   jetstream.DiscardNew,
+		Storage:   jetstream.FileStorage,
+		Replicas:  s.queueReplicas(),
+	}
+	log, held, unsent := base, base, base
+	log.Name, log.Subjects = s.names.sendsStream, []string{s.names.sends}
+	log.MaxBytes = s.sendsSize(sendsMaxBytes)
+	held.Name, held.Subjects = s.names.heldStream, []string{s.names.held + ".>"}
+	held.MaxBytes = s.sendsSize(heldMaxBytes)
+	unsent.Name, unsent.Subjects = s.names.unsentStream, []string{s.names.unsent}
+	unsent.MaxBytes = s.sendsSize(unsentMaxBytes)
+	unsent.Discard = jetstream.DiscardOld
+	return []wantedStream{{log, &into.log}, {held, &into.held}, {unsent, &into.unsent}}
+}
+
+// sendsSize is what a stream may take.
+func (s *Store) sendsSize(standard int64) int64 {
+	if s.embedded == nil {
+		return standard
+	}
+	v, err := s.opts.volume(s.opts.DataDir)
+	if err != nil {
+		return standard
+	}
+	return max(minStreamBytes, min(standard, int64(sendsShare*float64(v.free))))
+}
+
+// lookUpStream returns a stream, nil if there is none.
+func (s *Store) lookUpStream(ctx context.Context, name string) (stream jetstream.Stream, err error) {
+	err = s.denied.unless(ctx, func(ctx context.Context) (err error) {
+		stream, err = s.js.Stream(ctx, name)
+		return err
+	})
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return nil, nil //nolint:nilnil // none, and no error
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look up stream %s: %w", name, err)
+	}
+	return stream, nil
+}
+
+// Close commits what has gathered. It may be called twice.
+func (s *Sends) Close() { s.committer.close() }
+
+// Commit puts asks on the log and returns nil once they are on disk, in order; see
+// Store.Commit, whose promises are the same.
+func (s *Sends) Commit(ctx context.Context, asks []Ask) error {
+	receipts := make([]Receipt, len(asks))
+	for i, a := range asks {
+		receipts[i] = Receipt{Record: a.Data, Key: a.Key}
+	}
+	return s.committer.commit(ctx, receipts)
+}
+
+func (s *Sends) publishFrame(m *nats.Msg) error {
+	if err := s.store.guard.refuse(); err != nil {
+		return err
+	}
+	m.Subject = s.store.names.sends
+	if _, err := s.store.publish(s.store.life, m); err != nil {
+		return fmt.Errorf("commit asks: %w", err)
+	}
+	return nil
+}
+
+// SendReader reads the log in sequence from a position. Only one goroutine may use it.
+type SendReader struct{ source }
+
+// Read returns a reader that begins at frame from, or at the oldest one there is.
+func (s *Sends) Read(from uint64) *SendReader {
+	return &SendReader{source{store: s.store, stream: s.log, name: s.store.names.sendsStream, next: max(1, from)}}
+}
+
+// Next waits for the next frame, through outages of the server, too; its only errors
+// are that of ctx and ErrClosed.
+func (r *SendReader) Next(ctx context.Context) (SendFrame, error) {
+	msg, meta, err := r.message(ctx)
+	if err != nil {
+		return SendFrame{}, fmt.Errorf("read the log of the sender: %w", err)
+	}
+	f := SendFrame{Seq: meta.Sequence.Stream, Time: meta.Timestamp}
+	receipts, err := decodeFrame(msg.Data())
+	if err != nil {
+		f.Err, f.Raw = err, corrupt(msg.Data())
+		return f, nil
+	}
+	f.Asks = make([]Ask, len(receipts))
+	for i := range receipts {
+		f.Asks[i] = Ask{Data: receipts[i].Record, Key: receipts[i].Key}
+	}
+	return f, nil
+}
+
+// Close ends the reader. It may be called twice.
+func (r *SendReader) Close() { r.stop(r.store.life) }
+
+// Last is the sequence of the newest frame, 0 if there never was one.
+func (s *Sends) Last(ctx context.Context) (uint64, error) { return lastSequence(ctx, s.log) }
+
+// Trim deletes the frames below seq. Where the log ends before that, it goes on at seq.
+func (s *Sends) Trim(ctx context.Context, seq uint64) error {
+	if err := s.log.Purge(ctx, jetstream.WithPurgeSequence(seq)); err != nil {
+		return fmt.Errorf("trim the log of the sender: %w", err)
+	}
+	return nil
+}
+
+// ReadCheckpoint returns the sender's checkpoint and its revision, as the stream's
+// leader has them; revision 0 means that none was ever written.
+func (s *Sends) ReadCheckpoint(ctx context.Context) ([]byte, uint64, error) {
+	msg, err := s.store.state.GetLastMsgForSubject(ctx, s.store.names.sender)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return nil, 0, nil
+	}
+	if err != nil {
+		return nil, 0, fmt.Errorf("read the checkpoint of the sender: %w", err)
+	}
+	return msg.Data, msg.Sequence, nil
+}
+
+// MaxSenderCheckpoint bounds the sender's checkpoint, in bytes.
+const MaxSenderCheckpoint = maxCheckpointBytes
+
+// WriteCheckpoint replaces the revision rev, and only that one; see
+// Store.WriteCheckpoint, whose errors are the same.
+func (s *Sends) WriteCheckpoint(ctx context.Context, data []byte, rev uint64) (uint64, error) {
+	if len(data) > MaxSenderCheckpoint {
+		return 0, fmt.Errorf("%w: a checkpoint of the sender of %d bytes, at most %d", ErrInvalid, len(data), MaxSenderCheckpoint)
+	}
+	ack, err := s.store.publish(ctx, &nats.Msg{Subject: s.store.names.sender, Data: data},
+		jetstream.WithExpectLastSequencePerSubject(rev), jetstream.WithRetryAttempts(0))
+	switch {
+	case isConflict(err):
+		return 0, ErrConflict
+	case err != nil:
+		return 0, fmt.Errorf("write the checkpoint of the sender: %w", err)
+	}
+	return ack.Sequence, nil
+}
+
+// Hold keeps a call under id, in place of what was kept under it before, and returns
+// once it is on disk. id is of letters, digits and hyphens.
+func (s *Sends) Hold(ctx context.Context, id string, call []byte) error {
+	if err := s.Forget(ctx, id); err != nil {
+		return err
+	}
+	for first := true; first || len(call) > 0; first = false {
+		piece := call[:min(len(call), maxPieceBytes)]
+		call = call[len(piece):]
+		if _, err := s.store.publish(ctx, &nats.Msg{Subject: s.heldSubject(id), Data: piece}); err != nil {
+			return fmt.Errorf("hold call %s: %w", id, err)
+		}
+	}
+	return nil
+}
+
+// Held calls fn for every call that is kept, in the order in which they were held.
+func (s *Sends) Held(ctx context.Context, fn func(id string, call []byte) error) error {
+	var id string
+	var call []byte
+	_, err := s.store.scan(ctx, s.held, s.store.names.heldStream, 1, false, func(msg jetstream.Msg, _ *jetstream.MsgMetadata) error {
+		of := strings.TrimPrefix(msg.Subject(), s.store.names.held+".")
+		if of != id && id != "" {
+			if err := fn(id, call); err != nil {
+				return err
+			}
+			call = nil
+		}
+		id, call = of, append(call, msg.Data()...)
+		return nil
+	})
+	if err == nil && id != "" {
+		err = fn(id, call)
+	}
+	return err
+}
+
+// Forget deletes what is kept under id; that there is nothing is no error.
+func (s *Sends) Forget(ctx context.Context, id string) error {
+	if err := s.held.Purge(ctx, jetstream.WithPurgeSubject(s.heldSubject(id))); err != nil {
+		return fmt.Errorf("forget call %s: %w", id, err)
+	}
+	return nil
+}
+
+func (s *Sends) heldSubject(id string) string { return s.store.names.held + "." + id }
+
+// ListUnsent puts an entry on the list of those who were not sent to. The list keeps
+// its newest entries.
+func (s *Sends) ListUnsent(ctx context.Context, entry []byte) error {
+	if _, err := s.store.publish(ctx, &nats.Msg{Subject: s.store.names.unsent, Data: entry}); err != nil {
+		return fmt.Errorf("list who was not sent to: %w", err)
+	}
+	return nil
+}
+
+// Unsent calls fn for every entry of that list, the oldest first.
+func (s *Sends) Unsent(ctx context.Context, fn func(entry []byte) error) error {
+	_, err := s.store.scan(ctx, s.unsent, s.store.names.unsentStream, 1, false, func(msg jetstream.Msg, _ *jetstream.MsgMetadata) error {
+		return fn(msg.Data())
+	})
+	return err
+}
+
+// AnswerAlive answers, until ctx ends, whoever asks whether the active sender lives.
+func (s *Sends) AnswerAlive(ctx context.Context) error {
+	sub, err := s.store.nc.Subscribe(s.store.names.senderAlive, func(m *nats.Msg) { _ = m.Respond(nil) })
+	if err != nil {
+		return fmt.Errorf("answer for the sender: %w", err)
+	}
+	context.AfterFunc(ctx, func() { _ = sub.Unsubscribe() }) // a closed connection has no subscriptions
+	return nil
+}
+
+// Alive tells whether an active sender answers within wait.
+func (s *Sends) Alive(ctx context.Context, wait time.Duration) bool {
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	_, err := s.store.nc.RequestWithContext(ctx, s.store.names.senderAlive, nil)
+	return err == nil
+}
+
+// OwnsQueue tells whether the queue's server is part of this process: nobody who used
+// an earlier one can still reach it.
+func (s *Sends) OwnsQueue() bool { return s.store.embedded != nil }
+
+// WriteRun notes what became of a file that was sent from the command line, under an
+// id of letters, digits and hyphens; ReadRun returns it, nil if there is none.
+func (s *Sends) WriteRun(ctx context.Context, id string, data []byte) error {
+	if _, err := s.store.publish(ctx, &nats.Msg{Subject: s.store.names.runs + "." + id, Data: data}); err != nil {
+		return fmt.Errorf("note what was sent: %w", err)
+	}
+	return nil
+}
+
+// ReadRun returns what WriteRun noted.
+func (s *Sends) ReadRun(ctx context.Context, id string) ([]byte, error) {
+	msg, err := s.store.state.GetLastMsgForSubject(ctx, s.store.names.runs+"."+id)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look up what was sent: %w", err)
+	}
+	return msg.Data, nil
+}
