@@ -75,6 +75,7 @@ const (
 	CodeInvalidTargets  Code = 400111 // among others: more targets than the mode takes
 	CodeNotFound        Code = 400201
 	CodeExists          Code = 400202
+	CodeNoApplication   Code = 400304
 	CodeBadToken        Code = 400401 // with HTTP 400, not 401
 	CodeNoPermission    Code = 403100
 	CodeServiceOff      Code = 403101
@@ -91,7 +92,7 @@ var codeWords = map[Code]string{
 	400112:             "incompatible values", 400113: "a value is out of range", 400114: "bad URL of a resource",
 	400151: "a character that is not allowed", CodeNotFound: "no such resource", CodeExists: "exists already",
 	400203: "too many items", 400300: "the user is deactivated", 400301: "no such user",
-	400302: "access token not valid", 400303: "session key not valid", 400304: "no such application",
+	400302: "access token not valid", 400303: "session key not valid", CodeNoApplication: "no such application",
 	400305: "a user id is too long", 400306: "the plan's quota is used up", 400307: "domain not allowed",
 	CodeBadToken: "the API token is not valid for this application", 400402: "parameters are missing",
 	400403: "the body is not valid JSON", 400404: "the URL is not valid",

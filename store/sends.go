@@ -53,6 +53,7 @@ type SendFrame struct {
 	Seq  uint64
 	Time time.Time // when the server stored it
 	Asks []Ask     // their Data are slices of the message
+	More bool      // there were further frames behind it when it was read
 	// Err says that the frame does not decode; Raw is what there is of it.
 	Err error
 	Raw []byte
@@ -173,24 +174,43 @@ func (r *SendReader) Next(ctx context.Context) (SendFrame, error) {
 	if err != nil {
 		return SendFrame{}, fmt.Errorf("read the log of the sender: %w", err)
 	}
-	f := SendFrame{Seq: meta.Sequence.Stream, Time: meta.Timestamp}
+	return toSendFrame(msg, meta), nil
+}
+
+func toSendFrame(msg jetstream.Msg, meta *jetstream.MsgMetadata) SendFrame {
+	f := SendFrame{Seq: meta.Sequence.Stream, Time: meta.Timestamp, More: meta.NumPending > 0}
 	receipts, err := decodeFrame(msg.Data())
 	if err != nil {
 		f.Err, f.Raw = err, corrupt(msg.Data())
-		return f, nil
+		return f
 	}
 	f.Asks = make([]Ask, len(receipts))
 	for i := range receipts {
 		f.Asks[i] = Ask{Data: receipts[i].Record, Key: receipts[i].Key}
 	}
-	return f, nil
+	return f
+}
+
+// Scan calls fn for every frame from sequence from to the newest.
+func (s *Sends) Scan(ctx context.Context, from uint64, fn func(SendFrame) error) error {
+	_, err := s.store.scan(ctx, s.log, s.store.names.sendsStream, from, false, func(msg jetstream.Msg, meta *jetstream.MsgMetadata) error {
+		return fn(toSendFrame(msg, meta))
+	})
+	return err
 }
 
 // Close ends the reader. It may be called twice.
 func (r *SendReader) Close() { r.stop(r.store.life) }
 
-// Last is the sequence of the newest frame, 0 if there never was one.
-func (s *Sends) Last(ctx context.Context) (uint64, error) { return lastSequence(ctx, s.log) }
+// Last is the sequence of the newest frame, 0 if there never was one, and how many frames
+// there are.
+func (s *Sends) Last(ctx context.Context) (seq, frames uint64, err error) {
+	info, err := s.log.Info(ctx)
+	if err != nil {
+		return 0, 0, fmt.Errorf("look up stream %s: %w", s.store.names.sendsStream, err)
+	}
+	return info.State.LastSeq, info.State.Msgs, nil
+}
 
 // Trim deletes the frames below seq. Where the log ends before that, it goes on at seq.
 func (s *Sends) Trim(ctx context.Context, seq uint64) error {
@@ -339,3 +359,11 @@ func (s *Sends) ReadRun(ctx context.Context, id string) ([]byte, error) {
 	}
 	return msg.Data, nil
 }
+
+type (
+	CampaignChanges struct{}
+	CampaignKey     struct{ Event, Target string }
+	CampaignCounts  struct {
+		Asked, Sent, Refused, Held, Dropped int64
+	}
+)

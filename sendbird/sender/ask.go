@@ -4,6 +4,10 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/go-json-experiment/json"
 
@@ -86,12 +90,13 @@ const askFormat = 1
 // what has more becomes several.
 const maxAskUsers = 1000
 
-// Encode returns the asks as the store keeps them, an ask that is too large taken apart.
+// Encode returns the asks as the store keeps them, those taken apart that are too large,
+// or whose users cannot go in one call.
 // Equal key and equal asks give equal keys, which tell that the same call was made again;
 // an empty key gives ones that are never equal to others.
 func Encode(key []byte, asks []Ask) ([]store.Ask, error) {
 	var all []store.Ask
-	for _, a := range asks {
+	for _, a := range apart(asks) {
 		for {
 			part, rest, err := a.cut()
 			if err != nil {
@@ -110,6 +115,35 @@ func Encode(key []byte, asks []Ask) ([]store.Ask, error) {
 		}
 	}
 	return all, nil
+}
+
+// apart makes asks of which all users may go in one call: in real time each goes alone,
+// and else their variables have the same names.
+func apart(asks []Ask) []Ask {
+	var all []Ask
+	for _, a := range asks {
+		byNames, order := map[string][]User{}, []string(nil)
+		for i, u := range a.Users {
+			key := strings.Join(slices.Sorted(maps.Keys(u.Variables)), "\x00")
+			if a.Mode == ModeRealtime {
+				key = strconv.Itoa(i)
+			}
+			if _, known := byNames[key]; !known {
+				order = append(order, key)
+			}
+			byNames[key] = append(byNames[key], u)
+		}
+		if len(order) == 0 {
+			all = append(all, a)
+		}
+		for i, key := range order {
+			if a.Users = byNames[key]; i > 0 {
+				a.Unsendable = nil
+			}
+			all = append(all, a)
+		}
+	}
+	return all
 }
 
 var errAskTooLarge = errors.New("what one user gets takes more room than an ask has")

@@ -1,0 +1,126 @@
+package sender
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/birdtap/birdtap/store"
+)
+
+const (
+	// standbyWait is how long a standby hears nothing of the active sender, and sees one
+	// revision, before it takes over. Whether it judges right is a matter of calls that
+	// are held for an operator in vain, and never of one that is made twice: that hangs
+	// on the compare-and-set alone.
+	standbyWait  = 5 * time.Second
+	standbyEvery = 500 * time.Millisecond
+	writeRetry   = 250 * time.Millisecond
+	readWait     = 5 * time.Second
+)
+
+// lease is the right to write the checkpoint: whoever knows its revision.
+type lease struct {
+	sends *store.Sends
+	rev   uint64
+	self  string
+	term  uint64
+	write uint64
+}
+
+// standBy watches the checkpoint until a term is ours, and returns it; nil when ctx ends.
+// first is the first look of this process: where the queue is its own, nobody else can be
+// alive.
+func (s *Sender) standBy(ctx context.Context, first bool) (*lease, checkpoint, error) {
+	var seen uint64
+	var since time.Time
+	said := false
+	for ; ctx.Err() == nil; wait(ctx, standbyEvery) {
+		cp, rev, err := readCheckpoint(ctx, s.opts.Sends)
+		if errors.Is(err, store.ErrCorrupt) {
+			return nil, checkpoint{}, err
+		}
+		if err != nil {
+			continue // the store says so
+		}
+		free := cp.Holder == "" || first && s.opts.Sends.OwnsQueue()
+		if now := time.Now(); !free && (rev != seen || s.opts.Sends.Alive(ctx, standbyEvery)) {
+			seen, since = rev, now
+		}
+		if !free && time.Since(since) < standbyWait {
+			if !said {
+				s.log.Info("standing by while another sender is active", zap.Uint64("term", cp.Term))
+				said = true
+			}
+			continue
+		}
+		l := &lease{sends: s.opts.Sends, rev: rev, self: s.self, term: cp.Term + 1, write: cp.Write}
+		if err := l.store(context.WithoutCancel(ctx), &cp); err == nil {
+			return l, cp, nil
+		}
+		first = false
+	}
+	return nil, checkpoint{}, nil
+}
+
+func readCheckpoint(ctx context.Context, sends *store.Sends) (checkpoint, uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, readWait)
+	defer cancel()
+	data, rev, err := sends.ReadCheckpoint(ctx)
+	if err != nil {
+		return checkpoint{}, 0, err
+	}
+	cp, err := decodeCheckpoint(data)
+	return cp, rev, err
+}
+
+// errLost says that another sender has written the checkpoint: the term is over.
+var errLost = errors.New("another sender has taken over")
+
+// store writes a checkpoint and returns once it stands, or is known never to stand. An
+// attempt without answer may have been applied, or may be later; so the same bytes are
+// written again, on the same revision, until what stands there tells.
+func (l *lease) store(ctx context.Context, cp *checkpoint) error { return l.put(ctx, cp, l.self) }
+
+// release writes the last checkpoint of a term: the next sender need not wait.
+func (l *lease) release(ctx context.Context, cp *checkpoint) error { return l.put(ctx, cp, "") }
+
+func (l *lease) put(ctx context.Context, cp *checkpoint, holder string) error {
+	l.write++
+	cp.Term, cp.Write, cp.Holder = l.term, l.write, holder
+	data, err := cp.encode()
+	if err != nil {
+		return err
+	}
+	for {
+		rev, err := l.sends.WriteCheckpoint(ctx, data, l.rev)
+		if err == nil {
+			l.rev = rev
+			return nil
+		}
+		if errors.Is(err, store.ErrInvalid) {
+			return err
+		}
+		stands, rev, err := readCheckpoint(ctx, l.sends)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil:
+		case stands.Term == cp.Term && stands.Holder == cp.Holder && stands.Write == cp.Write:
+			l.rev = rev
+			return nil
+		case rev != l.rev:
+			return errLost
+		}
+		wait(ctx, writeRetry)
+	}
+}
+
+func wait(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}

@@ -1,0 +1,152 @@
+package sender
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/birdtap/birdtap/store"
+)
+
+// Status is the account of the sender, as its streams tell it. It is exact whether or
+// not a sender runs. Of the users that were asked for, over all modes:
+//
+//	asked = sent + refused + held + dropped + waiting
+type Status struct {
+	Asked      int64 // copies of a webhook call left out
+	Waiting    int64 // not settled yet
+	Duplicates int64 // users of webhook calls made again, as far as these were read
+	Modes      map[Mode]ModeStatus
+	HeldCalls  int
+	Refuses    string // why Sendbird takes nothing at all; empty while it does
+	Holder     string // the sender that holds the term; empty if none does
+	Term       uint64
+	Jobs       map[string]JobStatus        // files sent from the command line, the newest
+	Campaigns  map[store.CampaignKey]int64 // users that wait, by campaign
+	Changes    store.CampaignChanges       // what the pages of the campaigns' figures lack
+}
+
+// ModeStatus counts users by what became of them.
+type ModeStatus struct {
+	Sent, Refused, Held, Dropped int64
+	RefusedBy                    map[Reason]int64
+}
+
+// JobStatus is what has become of a file.
+type JobStatus struct {
+	Next                         int  // number of the first part that is not settled, or later
+	Ended                        bool // all of it is settled
+	Sent, Refused, Held, Dropped int64
+}
+
+// Settled is how many users of the file are accounted for.
+func (j JobStatus) Settled() int64 { return j.Sent + j.Refused + j.Held + j.Dropped }
+
+// ReadStatus reads the checkpoint, and the log from its floor on.
+func ReadStatus(ctx context.Context, sends *store.Sends) (Status, error) {
+	st, cp, err := readAccount(ctx, sends)
+	if err != nil {
+		return Status{}, err
+	}
+	err = eachWaiting(ctx, sends, cp, func(a *Ask) {
+		n := int64(len(a.Users) + len(a.Unsendable))
+		st.Waiting += n
+		if a.Event != "" {
+			st.Campaigns[a.campaign()] += n
+		}
+	})
+	st.Asked += st.Waiting
+	return st, err
+}
+
+// ReadJob returns what has become of a file, without a look at what else waits.
+func ReadJob(ctx context.Context, sends *store.Sends, id string) (JobStatus, error) {
+	st, _, err := readAccount(ctx, sends)
+	return st.Jobs[id], err
+}
+
+func readAccount(ctx context.Context, sends *store.Sends) (Status, *checkpoint, error) {
+	cp, _, err := readCheckpoint(ctx, sends)
+	if err != nil {
+		return Status{}, nil, err
+	}
+	st := Status{
+		Duplicates: cp.Totals.Duplicates, HeldCalls: len(cp.Held), Refuses: cp.Refuses, Holder: cp.Holder, Term: cp.Term,
+		Modes: map[Mode]ModeStatus{}, Jobs: map[string]JobStatus{}, Campaigns: map[store.CampaignKey]int64{}, Changes: cp.Campaigns,
+	}
+	for _, mode := range []Mode{ModeRealtime, ModeBatch, ModeCSV} {
+		c := cp.Totals.Modes[mode]
+		st.Modes[mode] = ModeStatus{c.Sent, c.Refused, c.Held, c.Dropped, cp.Totals.Refused[mode]}
+		st.Asked += c.Sent + c.Refused + c.Held + c.Dropped
+	}
+	for _, j := range cp.Jobs {
+		st.Jobs[j.ID] = JobStatus{j.Next, j.Ended, j.Users.Sent, j.Users.Refused, j.Users.Held, j.Users.Dropped}
+	}
+	return st, &cp, nil
+}
+
+// eachWaiting calls fn for every ask of the log that is not settled, a copy of a webhook
+// call counted once.
+func eachWaiting(ctx context.Context, sends *store.Sends, cp *checkpoint, fn func(*Ask)) error {
+	seen := map[store.Key]bool{}
+	ledger := newLedger(cp.Floor, cp.Settled)
+	return sends.Scan(ctx, cp.Floor, func(f store.SendFrame) error {
+		for i := range f.Asks {
+			a, err := decodeAsk(f.Asks[i].Data)
+			key := f.Asks[i].Key
+			if err != nil || ledger.isSettled(placeOf(f.Seq, i)) || key != (store.Key{}) && seen[key] {
+				continue
+			}
+			seen[key] = true
+			fn(&a)
+		}
+		return nil
+	})
+}
+
+// ErrNotHeld says that a call is not held, or no longer.
+var ErrNotHeld = errors.New("there is no held call of this id")
+
+// ListHeld returns the calls that wait for an operator, in the order in which they were
+// held.
+func ListHeld(ctx context.Context, sends *store.Sends) ([]Held, error) {
+	cp, _, err := readCheckpoint(ctx, sends)
+	if err != nil {
+		return nil, err
+	}
+	var all []Held
+	err = sends.Held(ctx, func(id string, call []byte) error {
+		if !slices.ContainsFunc(cp.Held, func(h heldCall) bool { return h.ID == id }) {
+			return nil // decided, or not quite held yet
+		}
+		h, _, err := readHeld(call)
+		if err != nil {
+			return fmt.Errorf("held call %s: %w", id, err)
+		}
+		all = append(all, h)
+		return nil
+	})
+	return all, err
+}
+
+// Decide has a held call sent again, or given up. It returns once that is on disk; the
+// active sender carries it out, or the next one to become active.
+func Decide(ctx context.Context, sends *store.Sends, id string, release bool) error {
+	cp, _, err := readCheckpoint(ctx, sends)
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(cp.Held, func(h heldCall) bool { return h.ID == id }) {
+		return ErrNotHeld
+	}
+	order := Ask{Drop: id}
+	if release {
+		order = Ask{Release: id}
+	}
+	asks, err := Encode(nil, []Ask{order})
+	if err != nil {
+		return err
+	}
+	return sends.Commit(ctx, asks)
+}
