@@ -152,17 +152,20 @@ func without(name string, streams ...string) func(*checked) {
 	}
 }
 
+// damage is one kind of it, and what may come of it.
+type damage struct {
+	name   string
+	damage func(*checked)
+	frames int    // damaged, at most
+	says   string // in the log; empty: nothing is lost, and there is nothing to say
+	copies int    // acceptances beyond the first, at most
+}
+
 // What was damaged while the daemon was stopped is said, what is lost lies in the
 // damaged frames, and the rest flows.
 func TestDamageLosesNoMoreThanWhatIsDamaged(t *testing.T) {
 	b := newBackup(t, "damaged", stopped)
-	for _, c := range []struct {
-		name   string
-		damage func(*checked)
-		frames int    // damaged, at most
-		says   string // in the log; empty: nothing is lost, and there is nothing to say
-		copies int    // acceptances beyond the first, at most
-	}{
+	for _, d := range []damage{
 		{"no index", without("msgs/index.db", "RECEIPTS", "DEAD", "STATE"), 0, "", 0},
 		{"flipped byte of a settled frame", flip("RECEIPTS", 0.1), 0, "", 0},
 		{"flipped byte of a waiting frame", flip("RECEIPTS", 0.7), 1, "frames are missing from the queue", 0},
@@ -174,38 +177,70 @@ func TestDamageLosesNoMoreThanWhatIsDamaged(t *testing.T) {
 		{"flipped byte of the newest checkpoint", flip("STATE", 0.99), 0, "the newest checkpoint does not read", maxInFlight * maxRecords},
 		{"no checkpoint", without("msgs", "STATE"), 0, "the checkpoint is gone", 1 << 20},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			l := b.restored(t)
-			c.damage(l)
-			l.daemon = l.at.daemon("serve", "serve")
-			l.healthy(2 * mendedWithin) // some damage shows in use only
-			// At rest is when all that can be delivered is.
-			eventually(t, 2*mendedWithin, "the queue is empty", func() bool {
-				l.healthy(mendedWithin)
-				a, err := l.at.status()
-				return err == nil && a.Queued == 0 && (c.says == "" || l.said(c.says) > 0)
-			})
-			letters := l.at.letters()
-			if code := l.daemon.terminate(stopWithin); code != 0 {
-				t.Errorf("SIGTERM ended the daemon with code %d, want 0", code)
-			}
-			report := history.Check(history.Evidence{
-				Log: l.client.Log(), Received: l.received, Letters: letters, MaxInFlight: l.fake.Counts().MaxInFlight,
-				Seed: l.seed, Commit: commitUnderway(), Faults: []string{c.name},
-			})
-			t.Log(report.String())
-			if report.Lost > c.frames*perFrame {
-				t.Errorf("%d receipts are lost, at most %d frames are damaged", report.Lost, c.frames)
-			}
-			if c.frames > 0 && report.Lost == 0 {
-				t.Error("nothing is lost: the damage hit nothing")
-			}
-			report.Lost, report.Loss = 0, nil
-			if err := report.Err(history.Limits{Duplicates: c.copies, InFlight: maxInFlight, Records: maxRecords}); err != nil {
-				t.Error(err)
+		t.Run(d.name, func(t *testing.T) { b.survives(t, d) })
+	}
+}
+
+// A daemon that was killed has its files read back at the next start, frame by frame.
+// What was damaged until then is said at that start, and what lies behind it is not lost.
+func TestFlippedByteOfAWaitingFrameAfterACrashIsSaid(t *testing.T) {
+	b := newBackup(t, "crashed", (*process).kill)
+	const said, end = "damaged in the middle", "does not end with a whole message"
+	for _, d := range []damage{
+		{"nothing", func(*checked) {}, 0, "", crashDuplicates(1)},
+		{"flipped byte of a settled frame", flip("RECEIPTS", 0.1), 0, said, crashDuplicates(1)},
+		{"flipped byte of a waiting frame", flip("RECEIPTS", 0.7), 1, said, crashDuplicates(1)},
+		{"flipped byte of one of the newest frames", flip("RECEIPTS", 0.97), 1, said, crashDuplicates(1)},
+		{"flipped byte in the length of one of the newest frames", flipLength("RECEIPTS", 0.97), 1, said, crashDuplicates(1)},
+		{"flipped byte of the newest frame", flip("RECEIPTS", 0.99999), 1, end, crashDuplicates(1)},
+		{"frames cut short", cutShort("RECEIPTS", 0.97), 200, end, crashDuplicates(1)},
+		{"flipped byte of dead letters", flip("DEAD", 0.5), 1, said, crashDuplicates(1)},
+		{"flipped byte of an old checkpoint", flip("STATE", 0.5), 0, said, crashDuplicates(1)},
+		{"flipped byte of the newest checkpoint", flip("STATE", 0.99999), 0, end, maxInFlight * maxRecords},
+	} {
+		t.Run(d.name, func(t *testing.T) {
+			l := b.survives(t, d)
+			if d.says == "" && l.said(said)+l.said(end) > 0 {
+				t.Error("it tells of damage where there is none")
 			}
 		})
 	}
+}
+
+// survives starts a daemon on a damaged copy of the backup, lets all that is left flow,
+// and checks what came of it.
+func (b *backup) survives(t *testing.T, d damage) *checked {
+	t.Helper()
+	l := b.restored(t)
+	d.damage(l)
+	l.daemon = l.at.daemon("serve", "serve")
+	l.healthy(2 * mendedWithin) // some damage shows in use only
+	// At rest is when all that can be delivered is.
+	eventually(t, 2*mendedWithin, "the queue is empty", func() bool {
+		l.healthy(mendedWithin)
+		a, err := l.at.status()
+		return err == nil && a.Queued == 0 && (d.says == "" || l.said(d.says) > 0)
+	})
+	letters := l.at.letters()
+	if code := l.daemon.terminate(stopWithin); code != 0 {
+		t.Errorf("SIGTERM ended the daemon with code %d, want 0", code)
+	}
+	report := history.Check(history.Evidence{
+		Log: l.client.Log(), Received: l.received, Letters: letters, MaxInFlight: l.fake.Counts().MaxInFlight,
+		Seed: l.seed, Commit: commitUnderway(), Faults: []string{d.name},
+	})
+	t.Log(report.String())
+	if report.Lost > d.frames*perFrame {
+		t.Errorf("%d receipts are lost, at most %d frames are damaged", report.Lost, d.frames)
+	}
+	if d.frames > 0 && report.Lost == 0 {
+		t.Error("nothing is lost: the damage hit nothing")
+	}
+	report.Lost, report.Loss = 0, nil
+	if err := report.Err(history.Limits{Duplicates: d.copies, InFlight: maxInFlight, Records: maxRecords}); err != nil {
+		t.Error(err)
+	}
+	return l
 }
 
 // Where so much is gone that going on would hide it, the daemon does not start, and
@@ -244,14 +279,13 @@ func TestDamageThatIsTooMuchIsRefused(t *testing.T) {
 	}
 }
 
-// The daemon was killed and a byte of a settled frame flipped before it started again: the
-// server then reads its files back as far as they are whole, and drops the rest, which is
-// all that waits. The daemon does not start with a queue that ends before what is settled;
-// told to, it goes on with what is left.
-func TestFlippedByteAfterACrashIsRefused(t *testing.T) {
-	b := newBackup(t, "crashed", (*process).kill)
+// The daemon was killed and its files were cut short before it started again, far into
+// what is settled. The daemon does not start with a queue that ends before what is
+// settled; told to, it goes on with what is left.
+func TestCutFileAfterACrashIsRefused(t *testing.T) {
+	b := newBackup(t, "cut", (*process).kill)
 	l := b.restored(t)
-	flip("RECEIPTS", 0.1)(l)
+	cutShort("RECEIPTS", 0.1)(l)
 	l.refuses("the queue ends at frame", "backup", "BIRDTAP_SYNC=interval")
 
 	l.at = l.at.with(map[string]string{"SYNC": "interval"})

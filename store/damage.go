@@ -45,7 +45,7 @@ func (s *Store) rereadState(ctx context.Context) error {
 	if err := s.embedded.stop(); err != nil {
 		return err
 	}
-	index := filepath.Join(s.opts.DataDir, "jetstream", "$G", "streams", s.names.stateStream, "msgs", "index.db")
+	index := filepath.Join(messagesDir(s.opts.DataDir, s.names.stateStream), indexFile)
 	if err := os.Remove(index); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("data directory %s: %w", s.opts.DataDir, err)
 	}

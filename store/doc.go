@@ -73,6 +73,7 @@
 //	birdtap.json   the directory is birdtap's; "queue": true once all streams exist
 //	jetstream/     nats-server's own
 //	identities/    the daemon's copy of the identity map; may be deleted while none runs
+//	damaged/       copies of damaged bytes, at most 64 MiB; may be deleted
 //	nats.url       while a daemon runs: where commands reach its queue, with a random
 //	               token, on loopback; mode 0600
 //
@@ -82,6 +83,10 @@
 // that name the way out. What is damaged and leaves the rest usable is told as an error in
 // the log at the start, or when it is read, and the rest flows: frames or dead letters
 // that are missing, a checkpoint that does not read.
+//
+// After a crash nats-server cuts a file at the first message that is not whole, silently.
+// So the files are read before it does, see repair.go: a damaged message is lost and told
+// as an error, the ones behind it stay.
 //
 // # Health
 //

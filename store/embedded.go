@@ -127,7 +127,7 @@ func checkDir(dir string) error {
 	found := map[string]bool{}
 	for _, e := range entries {
 		switch found[e.Name()] = true; strings.TrimSuffix(e.Name(), newSuffix) {
-		case lockFile, markerFile, urlFile, identityDir, "jetstream", "lost+found":
+		case lockFile, markerFile, urlFile, identityDir, damagedDir, "jetstream", "lost+found":
 		default:
 			foreign = append(foreign, e.Name())
 		}
@@ -244,6 +244,9 @@ const (
 )
 
 func (e *embedded) start() error {
+	if err := e.repair(); err != nil {
+		return err
+	}
 	o := &server.Options{
 		ServerName:         "birdtap",
 		Host:               "127.0.0.1",
