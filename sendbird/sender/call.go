@@ -15,6 +15,7 @@ import (
 
 	"github.com/birdtap/birdtap/sendbird"
 	"github.com/birdtap/birdtap/store"
+	"github.com/birdtap/birdtap/store/failpoint"
 )
 
 // call is one call to Sendbird. It is tried until its outcome is known, or known to be
@@ -117,6 +118,7 @@ func (t *term) attempt(ctx, stop context.Context, c *call) outcome {
 			return out.judge(err, false)
 		}
 		c.fileKey = w.fileKey
+		failpoint.Here(failpoint.FileUploaded)
 	}
 	w.notification.TargetsFile = c.fileKey
 	if err := w.notification.Check(); err != nil {
@@ -126,8 +128,10 @@ func (t *term) attempt(ctx, stop context.Context, c *call) outcome {
 		out.kind = callLater
 		return out
 	}
+	failpoint.Here(failpoint.CallNoted)
 	began := time.Now()
 	sent, err := t.opts.Client.Send(ctx, w.notification)
+	failpoint.Here(failpoint.CallAnswered)
 	out = out.judge(err, true)
 	t.metrics.callSeconds.Observe(time.Since(began).Seconds())
 	t.log.Info("call", zap.Uint64("call", c.number), zap.String("mode", string(c.mode)), zap.Int("users", w.count),
@@ -357,9 +361,17 @@ func (t *term) keep(ctx context.Context, c *call, out *outcome) {
 		if out.kind != callUnknown || c.released != "" { // one that was held is still there
 			return nil
 		}
-		return t.hold(ctx, c, out)
+		err := t.hold(ctx, c, out)
+		failpoint.Here(failpoint.CallHeld)
+		return err
 	})
-	t.insist(ctx, "users were not sent to", func() error { return t.listUnsent(ctx, c, out) })
+	t.insist(ctx, "users were not sent to", func() error {
+		listed, err := t.listUnsent(ctx, c, out)
+		if listed {
+			failpoint.Here(failpoint.UnsentListed)
+		}
+		return err
+	})
 }
 
 // insist does something that must not be left undone.

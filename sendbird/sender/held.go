@@ -150,8 +150,9 @@ type UnsentEntry struct {
 // maxListed users are in one entry, so that it fits a message.
 const maxListed = 1000
 
-// listUnsent puts those on the list who were not sent to by this call.
-func (t *term) listUnsent(ctx context.Context, c *call, out *outcome) error {
+// listUnsent puts those on the list who were not sent to by this call, and tells whether
+// there were any.
+func (t *term) listUnsent(ctx context.Context, c *call, out *outcome) (bool, error) {
 	m := c.group.message
 	entry := UnsentEntry{Time: time.Now().UTC(), Mode: c.mode, Template: m.Template, Event: m.Event, Target: m.Target}
 	put := func(e UnsentEntry) error {
@@ -161,21 +162,20 @@ func (t *term) listUnsent(ctx context.Context, c *call, out *outcome) error {
 		}
 		return t.opts.Sends.ListUnsent(ctx, data)
 	}
-	for each := out.unsendable; len(each) > 0; {
-		n := min(len(each), maxListed)
+	for each := range slices.Chunk(out.unsendable, maxListed) {
 		e := entry
-		e.Each, each = each[:n], each[n:]
+		e.Each = each
 		if err := put(e); err != nil {
-			return err
+			return false, err
 		}
 	}
 	if out.kind != callRefused {
-		return nil
+		return len(out.unsendable) > 0, nil
 	}
 	without := out.without()
 	for a, err := range c.asks() {
 		if err != nil {
-			return err
+			return false, err
 		}
 		e := entry
 		e.Reason = out.reason
@@ -185,10 +185,10 @@ func (t *term) listUnsent(ctx context.Context, c *call, out *outcome) error {
 			}
 		}
 		if err := put(e); err != nil {
-			return err
+			return false, err
 		}
 	}
-	return nil
+	return true, nil
 }
 
 // listCorrupt puts what there is of a frame on the list that does not decode.

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/birdtap/birdtap/store"
+	"github.com/birdtap/birdtap/store/failpoint"
 )
 
 // note writes the intent of a call to the checkpoint, and returns true once that stands.
@@ -199,6 +200,7 @@ func (t *term) settle(ctx context.Context, now time.Time) {
 	t.waiters, t.forget, t.dirty, t.writing = nil, nil, false, true
 	t.tasks.Go(func() {
 		err := t.lease.store(ctx, &cp)
+		failpoint.Here(failpoint.SenderWritten)
 		if err == nil {
 			for _, w := range waiters {
 				close(w)
@@ -208,6 +210,7 @@ func (t *term) settle(ctx context.Context, now time.Time) {
 		for _, id := range forget {
 			if err == nil {
 				t.insist(ctx, "a held call is decided", func() error { return t.opts.Sends.Forget(ctx, id) })
+				failpoint.Here(failpoint.HeldForgotten)
 			}
 		}
 	})

@@ -11,6 +11,14 @@
 //	replay     Replayed          letters are on the queue again, and still dead letters
 //	           LettersKept       what is left of their message is stored anew, and the
 //	                             old message is still there
+//	sender     AsksStored        a webhook's asks are on disk, CleverTap has no answer yet
+//	           FileUploaded      the file is at Sendbird's, nobody was notified yet
+//	           CallNoted         a call's intent is on disk, nothing has left yet
+//	           CallAnswered      Sendbird has answered, nothing of it is noted yet
+//	           CallHeld          a call is held, no checkpoint knows of it yet
+//	           UnsentListed      who was not sent to is listed, no checkpoint says so yet
+//	           SenderWritten     the sender's checkpoint is on disk, it has no answer yet
+//	           HeldForgotten     a held call was decided and is gone
 //	guard      Restarting        the embedded server has stopped and not yet started
 //
 // Without the build tag failpoint [Here] is empty and nothing of it is in the binary.
@@ -35,6 +43,14 @@ const (
 	AfterTrim         Point = "after-trim"
 	Replayed          Point = "replay-on-queue"
 	LettersKept       Point = "replay-letters-kept"
+	AsksStored        Point = "sender-asks-stored"
+	FileUploaded      Point = "sender-file-uploaded"
+	CallNoted         Point = "sender-call-noted"
+	CallAnswered      Point = "sender-call-answered"
+	CallHeld          Point = "sender-call-held"
+	UnsentListed      Point = "sender-unsent-listed"
+	SenderWritten     Point = "sender-checkpoint-written"
+	HeldForgotten     Point = "sender-held-forgotten"
 	Restarting        Point = "guard-restarting"
 )
 
@@ -42,6 +58,8 @@ const (
 func Points() []Point {
 	return []Point{
 		Stored, Uploaded, LettersStored, CheckpointWritten, Turn,
-		BeforeTrim, AfterTrim, Replayed, LettersKept, Restarting,
+		BeforeTrim, AfterTrim, Replayed, LettersKept,
+		AsksStored, FileUploaded, CallNoted, CallAnswered, CallHeld, UnsentListed, SenderWritten, HeldForgotten,
+		Restarting,
 	}
 }
