@@ -49,6 +49,9 @@ type answer interface{ complete() bool }
 // decode reads an answer into out. Its errors are fixed texts: a parser's own
 // quote what they stumbled over, and that may be personal.
 func decode(body []byte, out answer) error {
+	if _, ok := out.(interface{ mayBeEmpty() }); ok && len(bytes.TrimSpace(body)) == 0 {
+		return nil
+	}
 	if err := checkDepth(body); err != nil {
 		return err
 	}
@@ -107,6 +110,14 @@ func judge(resp *http.Response, body []byte, reading error, out answer) failure 
 	}
 	e.did = outcome(e.Status, e.Code, whole)
 	return e
+}
+
+// judgeAs judges an answer as those of its API are.
+func judgeAs(a api, resp *http.Response, body []byte, reading error, out answer) failure {
+	if a == apiDesk {
+		return judgeDesk(resp, body, reading, out)
+	}
+	return judge(resp, body, reading, out)
 }
 
 // isSuccess tells whether status and code can be those of a success. 207 is none:
@@ -178,3 +189,15 @@ func outcomeOfCode(code Code, whole bool) (Outcome, bool) {
 
 // unread is the outcome of an answer of which only the status is known.
 func unread(status int) Outcome { return outcome(status, 0, false) }
+
+// reply is an answer that need not say more than yes: any JSON, or nothing at all.
+type reply struct{ raw jsontext.Value }
+
+func (*reply) complete() bool { return true }
+
+func (*reply) mayBeEmpty() {}
+
+func (r *reply) UnmarshalJSON(b []byte) error {
+	r.raw = bytes.Clone(b)
+	return nil
+}

@@ -37,15 +37,24 @@ const (
 // Config says whom to call, and as whom.
 type Config struct {
 	// AppID is the application id of Sendbird's dashboard, Settings > Application.
-	// With NotificationsURL it may be empty.
+	// It may be empty where the URL of every API that is called is given.
 	AppID string
 	// NotificationsURL is scheme and host of the notification API, and a path if
 	// it stands behind a proxy; empty means [NotificationsURL] of AppID. It may
 	// not hold credentials or a query.
 	NotificationsURL string
 	// NotificationsToken is asked for before every call, so that the secret may
-	// change. It is not the token of Chat.
+	// change. It is not the token of Chat. Each of the three APIs has a token of its
+	// own; calls of one without are refused, and at least one must be there.
 	NotificationsToken func() string
+	// ChatURL and ChatToken are the same for users and their metadata; empty means
+	// [ChatURL] of AppID.
+	ChatURL   string
+	ChatToken func() string
+	// DeskURL and DeskToken are the same for customers and tickets; empty means
+	// [DeskURL] of AppID.
+	DeskURL   string
+	DeskToken func() string
 	// UploadHosts are the hosts that a file may be uploaded to, each as
 	// [CheckUploadHost] describes; empty means [DefaultUploadHosts].
 	UploadHosts []string
@@ -54,19 +63,43 @@ type Config struct {
 	Timeout time.Duration
 	// UploadTimeout bounds the upload of a file; 0 means 5 min.
 	UploadTimeout time.Duration
+	// Attempts is how often an action of Chat or Desk is tried at most; 0 means 5,
+	// 1 never again. Notifications and uploads are always tried once.
+	Attempts int
+	// OnRetry is told before an action is tried again: why, and after which wait.
+	OnRetry func(why error, wait time.Duration)
 }
 
 // Client calls one Sendbird application. It is safe for concurrent use. It makes
-// every call once, at the pace that Sendbird allows: calls beyond that wait for
-// their turn.
+// calls at the pace that Sendbird allows: those beyond that wait for their turn.
+// Notifications and uploads it makes once; actions of Chat and Desk it makes again
+// where that does no harm, see [RetriedError].
 type Client struct {
-	notifications *url.URL
-	token         func() string
+	apis          [3]access // by api
+	attempts      int
+	onRetry       func(error, time.Duration)
 	timeout       time.Duration
 	uploadTimeout time.Duration
 	transport     http.RoundTripper
 	guard         *guard
 	pacer         *pacer
+}
+
+// api is one of the three that an application has, each with a host and a token of
+// its own.
+type api int
+
+const (
+	apiNotifications api = iota
+	apiChat
+	apiDesk
+)
+
+// access is how an API is reached. Without a token it is not.
+type access struct {
+	base   *url.URL
+	header string // that the token goes in, spelled as documented
+	token  func() string
 }
 
 // Option changes a [Client] that [New] makes.
@@ -93,21 +126,33 @@ var appID = regexp.MustCompile(`^[A-Za-z0-9-]{1,50}$`)
 // https://sendbird.com/docs/business-messaging/server-side/v2/overview. An id
 // that cannot be part of a host name is an error.
 func NotificationsURL(id string) (string, error) {
+	return hostOf(id, "https://api-%s.notifications.sendbird.com")
+}
+
+// ChatURL is where the Chat API of an application answers;
+// https://sendbird.com/docs/chat/platform-api/v3/prepare-to-use-api.
+func ChatURL(id string) (string, error) { return hostOf(id, "https://api-%s.sendbird.com") }
+
+// DeskURL is where the Desk API of an application answers;
+// https://sendbird.com/docs/desk/platform-api/v1/prepare-to-use-api.
+func DeskURL(id string) (string, error) { return hostOf(id, "https://desk-api-%s.sendbird.com") }
+
+func hostOf(id, pattern string) (string, error) {
 	if !appID.MatchString(id) {
 		return "", errors.New("a Sendbird application id is 1 to 50 letters, digits or hyphens")
 	}
-	return "https://api-" + id + ".notifications.sendbird.com", nil
+	return fmt.Sprintf(pattern, id), nil
 }
 
 // New makes a client. It connects to nobody yet. Its errors name what is wrong
 // with the configuration and never show a value of it but an upload host's.
 func New(cfg Config, opts ...Option) (*Client, error) {
-	base, err := baseURL(cfg)
+	if cfg.NotificationsToken == nil && cfg.ChatToken == nil && cfg.DeskToken == nil {
+		return nil, errors.New("sendbird token missing")
+	}
+	apis, err := accessTo(cfg)
 	if err != nil {
 		return nil, err
-	}
-	if cfg.NotificationsToken == nil {
-		return nil, errors.New("sendbird notifications token missing")
 	}
 	hosts := cfg.UploadHosts
 	if len(hosts) == 0 {
@@ -118,12 +163,16 @@ func New(cfg Config, opts ...Option) (*Client, error) {
 		return nil, err
 	}
 	c := &Client{
-		notifications: base,
-		token:         cfg.NotificationsToken,
+		apis:          apis,
+		attempts:      cfg.Attempts,
+		onRetry:       cfg.OnRetry,
 		timeout:       orDefault(cfg.Timeout, defaultTimeout),
 		uploadTimeout: orDefault(cfg.UploadTimeout, defaultUploadTimeout),
 		guard:         g,
 		pacer:         newPacer(),
+	}
+	if c.attempts <= 0 {
+		c.attempts = defaultAttempts
 	}
 	for _, opt := range opts {
 		if err := opt(c); err != nil {
@@ -150,16 +199,40 @@ func (c *Client) Close() {
 	}
 }
 
+// accessTo is how the APIs that cfg has a token for are reached.
+func accessTo(cfg Config) ([3]access, error) {
+	var apis [3]access
+	for api, of := range [3]struct {
+		url    string
+		byID   func(string) (string, error)
+		header string
+		token  func() string
+	}{
+		apiNotifications: {cfg.NotificationsURL, NotificationsURL, "Api-Token", cfg.NotificationsToken},
+		apiChat:          {cfg.ChatURL, ChatURL, "Api-Token", cfg.ChatToken},
+		apiDesk:          {cfg.DeskURL, DeskURL, "SENDBIRDDESKAPITOKEN", cfg.DeskToken},
+	} {
+		if of.token == nil {
+			continue
+		}
+		var err error
+		if of.url == "" {
+			if of.url, err = of.byID(cfg.AppID); err != nil {
+				return apis, err
+			}
+		}
+		base, err := baseURL(of.url)
+		if err != nil {
+			return apis, err
+		}
+		apis[api] = access{base: base, header: of.header, token: of.token}
+	}
+	return apis, nil
+}
+
 // baseURL is the address that paths are put behind. What does not parse is not
 // repeated in the error: it may hold a password in the wrong place.
-func baseURL(cfg Config) (*url.URL, error) {
-	base := cfg.NotificationsURL
-	if base == "" {
-		var err error
-		if base, err = NotificationsURL(cfg.AppID); err != nil {
-			return nil, err
-		}
-	}
+func baseURL(base string) (*url.URL, error) {
 	u, err := url.Parse(base)
 	switch {
 	case err != nil:
@@ -189,9 +262,14 @@ func newTransport() *http.Transport {
 	}
 }
 
-// call makes a call to the notification API, once, and decodes the answer into
-// out. path is escaped already; body is JSON, nil for none.
+var errNoToken = errors.New("the client has no token for this API")
+
+// call makes a call, once, and decodes the answer into out. path is escaped
+// already; body is JSON, nil for none.
 func (c *Client) call(ctx context.Context, e endpoint, path string, body []byte, out answer) error {
+	if c.apis[e.api()].token == nil {
+		return &CallError{Call: e.String(), Outcome: Refused, Err: errNoToken}
+	}
 	req, err := c.newRequest(ctx, e, path, body)
 	if err != nil {
 		return &CallError{Call: e.String(), Outcome: Refused, Err: err}
@@ -207,7 +285,7 @@ func (c *Client) newRequest(ctx context.Context, e endpoint, path string, body [
 	if body != nil {
 		r = bytes.NewReader(body)
 	}
-	req, err := http.NewRequestWithContext(ctx, e.method(), strings.TrimRight(c.notifications.String(), "/")+path, r)
+	req, err := http.NewRequestWithContext(ctx, e.method(), strings.TrimRight(c.apis[e.api()].base.String(), "/")+path, r)
 	if err != nil {
 		return nil, errors.New("the call cannot be built")
 	}
@@ -226,7 +304,8 @@ func (c *Client) do(ctx context.Context, e endpoint, req *http.Request, out answ
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	req.Header["Api-Token"] = []string{c.token()}
+	to := c.apis[e.api()]
+	req.Header[to.header] = []string{to.token()}
 	resp, sent, err := send(ctx, c.transport, req)
 	if err != nil {
 		turn.failed()
@@ -234,7 +313,7 @@ func (c *Client) do(ctx context.Context, e endpoint, req *http.Request, out answ
 	}
 	defer func() { _ = resp.Body.Close() }() // the answer is known by then
 	body, err := readAnswer(resp, maxAnswer)
-	verdict := judge(resp, body, err, out)
+	verdict := judgeAs(e.api(), resp, body, err, out)
 	turn.answered(limitsOf(resp, verdict))
 	if verdict == nil {
 		return nil

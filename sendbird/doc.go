@@ -8,9 +8,16 @@
 //
 //	{"template":{"key":"…","variables":{"user-1":{"name":"Jay"}}},"targets":["user-1"],"mode":"realtime"}
 //
+// and parts of Chat and Desk, each with a host and a token of its own:
+//
+//	api-{application id}.sendbird.com       users, metadata       /v3/…
+//	desk-api-{application id}.sendbird.com  customers, tickets    /platform/v1/…
+//
 // A notification sent twice annoys a person, and the interface has no
-// idempotency key. So the client makes one attempt per call and never repeats one
-// by itself. Its errors tell a clean refusal (nothing was done, the call may be
+// idempotency key. So the client makes one attempt per call of that interface and
+// never repeats one by itself. What is done in Chat and Desk is done once however
+// often it is asked for, but for tickets; there the client repeats what failed, see
+// [RetriedError]. Its errors tell a clean refusal (nothing was done, the call may be
 // made again) from an unknown outcome (it may have been carried out, nobody can
 // ask); see [OutcomeOf].
 //

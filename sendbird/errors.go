@@ -75,6 +75,8 @@ const (
 	CodeInvalidTargets  Code = 400111 // among others: more targets than the mode takes
 	CodeNotFound        Code = 400201
 	CodeExists          Code = 400202
+	CodeTooManyItems    Code = 400203
+	CodeUserNotFound    Code = 400301
 	CodeNoApplication   Code = 400304
 	CodeBadToken        Code = 400401 // with HTTP 400, not 401
 	CodeNoPermission    Code = 403100
@@ -91,7 +93,7 @@ var codeWords = map[Code]string{
 	CodeInvalidTargets: "invalid value, or more targets than this mode takes",
 	400112:             "incompatible values", 400113: "a value is out of range", 400114: "bad URL of a resource",
 	400151: "a character that is not allowed", CodeNotFound: "no such resource", CodeExists: "exists already",
-	400203: "too many items", 400300: "the user is deactivated", 400301: "no such user",
+	CodeTooManyItems: "too many items", 400300: "the user is deactivated", CodeUserNotFound: "no such user",
 	400302: "access token not valid", 400303: "session key not valid", CodeNoApplication: "no such application",
 	400305: "a user id is too long", 400306: "the plan's quota is used up", 400307: "domain not allowed",
 	CodeBadToken: "the API token is not valid for this application", 400402: "parameters are missing",
@@ -119,6 +121,8 @@ type APIError struct {
 	Status int
 	// Code is Sendbird's, 0 if the answer held none.
 	Code Code
+	// DeskCode is the word that Desk has for a code, "" if the answer held none.
+	DeskCode string
 	// Message is Sendbird's text. It may name users and must not be logged; Error
 	// leaves it out.
 	Message string
@@ -132,7 +136,7 @@ type APIError struct {
 func (e *APIError) outcome() Outcome { return e.did }
 
 // Error is fit for a log: it holds numbers and our own words, and nothing of
-// what Sendbird wrote.
+// what Sendbird wrote but a code.
 func (e *APIError) Error() string {
 	text := fmt.Sprintf("%s: Sendbird answered %d", e.Call, e.Status)
 	if e.Code != 0 {
@@ -140,6 +144,9 @@ func (e *APIError) Error() string {
 	}
 	if words := e.Code.String(); words != "" {
 		return text + ": " + words
+	}
+	if e.Code == 0 && deskCodes.MatchString(e.DeskCode) {
+		return text + ", code " + e.DeskCode
 	}
 	if words := http.StatusText(e.Status); words != "" && e.Code == 0 {
 		text += " " + words

@@ -19,6 +19,11 @@ const (
 	pageSend     = "https://sendbird.com/docs/business-messaging/guide/v2/send-a-notification"
 	pageUser     = "https://sendbird.com/docs/chat/platform-api/v3/user/creating-users/create-a-user"
 	pageTemplate = "https://sendbird.com/docs/business-messaging/server-side/v2/templates"
+
+	pageUpdateUser = "https://sendbird.com/docs/chat/platform-api/v3/user/managing-users/update-a-user"
+	pageMetadata   = "https://sendbird.com/docs/chat/platform-api/v3/user/managing-metadata/user-update-metadata"
+	pageCustomer   = "https://sendbird.com/docs/desk/platform-api/v1/features/customer"
+	pageTicket     = "https://sendbird.com/docs/desk/platform-api/v1/features/ticket"
 )
 
 // Kind is the type of a template variable.

@@ -73,8 +73,28 @@ func Error(status, code int, message string) Behaviour {
 //
 //	{"message":"\"User\" not found.","code":400201,"error":true}
 func errorBody(code int, message string) string {
-	quoted, _ := jsontext.AppendQuote(nil, message) // fails on invalid UTF-8 only, and then still writes
-	return fmt.Sprintf(`{"message":%s,"code":%d,"error":true}`, quoted, code)
+	return fmt.Sprintf(`{"message":%s,"code":%d,"error":true}`, quote(message), code)
+}
+
+// DeskError answers with an error in the first of Desk's two shapes, and carries
+// nothing out; for the second see [DeskMessage].
+func DeskError(status int, code, detail string) Behaviour {
+	return Status(status, nil, deskErrorBody("detail", code, detail))
+}
+
+// DeskMessage is DeskError in the second shape.
+func DeskMessage(status int, code, message string) Behaviour {
+	return Status(status, nil, deskErrorBody("message", code, message))
+}
+
+func deskErrorBody(member, code, text string) string {
+	return fmt.Sprintf(`{"code":%s,"%s":%s}`, quote(code), member, quote(text))
+}
+
+// quote is text as JSON; what is no UTF-8 is written as U+FFFD.
+func quote(text string) string {
+	b, _ := jsontext.AppendQuote(nil, text)
+	return string(b)
 }
 
 // PartialSuccess carries the call out and answers 207100, with a status of the

@@ -1,11 +1,13 @@
 // Package sendbirdtest is a faithful, scriptable fake of Sendbird's notification
-// API and of the host that takes its files: a real HTTP server that answers as
+// API, of the host that takes its files, and of the parts of Chat and Desk that have
+// to do with users, customers and tickets: a real HTTP server that answers as
 // documented, and misbehaves as told.
 //
 //	s, err := sendbirdtest.Start("127.0.0.1:0", sendbirdtest.Options{Token: "t"})
 //	s.Script(sendbirdtest.Messages, sendbirdtest.Status(503, nil, "")) // the next send
 //	s.Always(sendbirdtest.Upload, sendbirdtest.ResetAfterBody())       // until s.Normal()
 //	s.Delivered("user-1")                                              // how often it reached that user
+//	s.User("user-1")                                                   // what Chat has of that user
 //
 // What one call meets, in this order:
 //

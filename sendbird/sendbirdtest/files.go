@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json"
-	"github.com/go-json-experiment/json/jsontext"
 )
 
 // filesStay is how long a file is kept.
@@ -70,10 +69,6 @@ func (s *Server) presign(escaped string, body []byte) (response, bool) {
 	to := s.opts.UploadURL
 	if to == "" {
 		to = s.URL() + "/"
-	}
-	quote := func(text string) string {
-		b, _ := jsontext.AppendQuote(nil, text) // a key that is no UTF-8 is written as U+FFFD
-		return string(b)
 	}
 	var fields bytes.Buffer
 	for i, f := range p.fields {
@@ -234,9 +229,8 @@ func (s *Server) listFiles(query url.Values) (response, bool) {
 			body = append(body, ',')
 		}
 		f := s.files[i]
-		key, _ := jsontext.AppendQuote(nil, f.Key) // see presign
 		body = fmt.Appendf(body, `{"file_key":%s,"file_size":%d,"expires_at":%d,"uploaded_at":%d}`,
-			key, len(f.Content), s.stamp(f.ExpiresAt), s.stamp(f.UploadedAt))
+			quote(f.Key), len(f.Content), s.stamp(f.ExpiresAt), s.stamp(f.UploadedAt))
 	}
 	next := ""
 	if end < len(s.files) {

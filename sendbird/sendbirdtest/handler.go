@@ -30,7 +30,35 @@ func route(r *http.Request) (at Endpoint, method, key string) {
 	case path == "/":
 		return Upload, http.MethodPost, ""
 	}
-	return "", "", ""
+	for _, known := range actionRoutes {
+		key, ok := matchPath(known.path, path)
+		if ok && (at == "" || known.method == r.Method) {
+			at, method = known.at, known.method
+			if method == r.Method {
+				return at, method, key
+			}
+		}
+	}
+	return at, method, ""
+}
+
+// matchPath holds a path against a pattern, and gives the segments that "*" stands
+// for, as they are escaped, with slashes between.
+func matchPath(pattern, path string) (key string, ok bool) {
+	want, got := strings.Split(pattern, "/"), strings.Split(path, "/")
+	if len(want) != len(got) {
+		return "", false
+	}
+	var keys []string
+	for i, segment := range want {
+		switch {
+		case segment == "*" && got[i] != "":
+			keys = append(keys, got[i])
+		case segment != got[i]:
+			return "", false
+		}
+	}
+	return strings.Join(keys, "/"), true
 }
 
 // Handler serves the fake: the API and the upload host.
@@ -105,8 +133,11 @@ func (s *Server) carryOut(at Endpoint, r *http.Request, key string, body []byte)
 	if at == Upload {
 		return s.upload(r, body)
 	}
-	if answer, ok := s.authorize(r.Header); !ok {
+	if answer, ok := s.authorize(at, r.Header); !ok {
 		return answer, false
+	}
+	if at.isChat() || at.isDesk() {
+		return s.action(at, r, key, body)
 	}
 	if r.Method == http.MethodPost && !strings.HasPrefix(r.Header.Get("Content-Type"), "application/json") {
 		return refusal(400403, "Invalid JSON request body."), false // a guess

@@ -233,10 +233,6 @@ func (s *Server) checkVariables(n *Notification) (int, string) {
 
 // account is the documented answer.
 func (s *Server) account(n Notification) string {
-	quote := func(text string) string {
-		b, _ := jsontext.AppendQuote(nil, text) // invalid UTF-8 did not pass as JSON
-		return string(b)
-	}
 	priority := ""
 	if n.Mode == "batch" {
 		priority = `"priority":` + quote(n.Priority) + `,`

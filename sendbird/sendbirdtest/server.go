@@ -21,13 +21,30 @@ const (
 	Upload    Endpoint = "upload"    // POST /, the other host of the real thing
 	Files     Endpoint = "files"     // GET /v1/storage/targets_files
 	Templates Endpoint = "templates" // GET /v1/templates[/{key}], a guess
+
+	CreateUser     Endpoint = "create_user"     // POST /v3/users
+	GetUser        Endpoint = "get_user"        // GET /v3/users/{user_id}
+	UpdateUser     Endpoint = "update_user"     // PUT /v3/users/{user_id}
+	DeleteUser     Endpoint = "delete_user"     // DELETE /v3/users/{user_id}
+	UpdateMetadata Endpoint = "update_metadata" // PUT /v3/users/{user_id}/metadata
+	DeleteMetadata Endpoint = "delete_metadata" // DELETE /v3/users/{user_id}/metadata[/{key}]
+
+	CreateCustomer Endpoint = "create_customer" // POST /platform/v1/customers
+	FindCustomers  Endpoint = "find_customers"  // GET /platform/v1/customers
+	GetCustomer    Endpoint = "get_customer"    // GET /platform/v1/customers/{id}
+	CustomerFields Endpoint = "customer_fields" // PATCH /platform/v1/customers/{id}/custom_fields
+	CreateTicket   Endpoint = "create_ticket"   // POST /platform/v1/tickets
 )
 
 // Options of a [Server]. The zero value of each is what Sendbird does, as far as
 // that is known.
 type Options struct {
-	// Token is the notifications token; empty: any.
-	Token string
+	// Token is the notifications token, ChatToken and DeskToken are the others;
+	// empty: any.
+	Token, ChatToken, DeskToken string
+	// CustomerFields and TicketFields are the custom fields registered in Desk's
+	// dashboard; nil: every field is. Others are ignored without a word.
+	CustomerFields, TicketFields []string
 	// Limit calls per Window are taken at each endpoint but Upload, the next are
 	// answered 429; 0: no limit, and no headers about one. Window 0: 1 s.
 	Limit  int
@@ -54,6 +71,7 @@ type Counts struct {
 	Deliveries    int // users reached, the same user again counts again
 	Uploads       int // files stored
 	TokensLeaked  int // uploads that carried an Api-Token
+	Actions       int // calls of Chat and Desk carried out
 }
 
 // Call is one call as the fake saw it.
@@ -94,6 +112,9 @@ type Server struct {
 	files         []File
 	templates     []template
 	serial        int
+	users         []User
+	customers     []Customer
+	tickets       []Ticket
 	released      chan struct{}
 }
 
@@ -278,9 +299,19 @@ func (s *Server) limit(at Endpoint) (http.Header, bool) {
 }
 
 // authorize is the answer to a call without the right token, if it is one.
-func (s *Server) authorize(h http.Header) (response, bool) {
-	if s.opts.Token == "" || subtle.ConstantTimeCompare([]byte(s.opts.Token), []byte(h.Get("Api-Token"))) == 1 {
+func (s *Server) authorize(at Endpoint, h http.Header) (response, bool) {
+	want, got := s.opts.Token, h.Get("Api-Token")
+	switch {
+	case at.isDesk():
+		want, got = s.opts.DeskToken, h.Get(deskHeader)
+	case at.isChat():
+		want = s.opts.ChatToken
+	}
+	switch {
+	case want == "" || subtle.ConstantTimeCompare([]byte(want), []byte(got)) == 1:
 		return response{}, true
+	case at.isDesk():
+		return deskRefusal(http.StatusForbidden, "not_authorized", "Invalid token."), false // a guess
 	}
 	return refusal(400401, "Invalid API token."), false
 }
