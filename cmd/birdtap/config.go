@@ -71,6 +71,13 @@ type Config struct {
 	SendbirdNotificationsURL       Address  `env:"SENDBIRD_NOTIFICATIONS_URL"` // default by application id
 	SendbirdUploadHosts            []string `env:"SENDBIRD_UPLOAD_HOSTS" envDefault:".amazonaws.com"`
 
+	SendbirdAPIToken      Secret  `env:"SENDBIRD_API_TOKEN"`
+	SendbirdAPITokenFile  string  `env:"SENDBIRD_API_TOKEN_FILE"`
+	SendbirdChatURL       Address `env:"SENDBIRD_CHAT_URL"` // default by application id
+	SendbirdDeskToken     Secret  `env:"SENDBIRD_DESK_TOKEN"`
+	SendbirdDeskTokenFile string  `env:"SENDBIRD_DESK_TOKEN_FILE"`
+	SendbirdDeskURL       Address `env:"SENDBIRD_DESK_URL"` // default by application id
+
 	SendbirdSigningKeys     Secret `env:"SENDBIRD_SIGNING_KEYS"` // comma list
 	SendbirdSigningKeysFile string `env:"SENDBIRD_SIGNING_KEYS_FILE"`
 
@@ -81,6 +88,8 @@ type Config struct {
 	ops           *secretSource
 	passcode      *secretSource
 	notifications *secretSource
+	chat          *secretSource
+	desk          *secretSource
 	signing       *secretSource
 }
 
@@ -267,9 +276,9 @@ func (c *Config) complete(terminal bool) {
 			c.CleverTapURL = Address(u)
 		}
 	}
-	if !c.given("SENDBIRD_NOTIFICATIONS_URL") {
-		if u, err := sendbird.NotificationsURL(c.SendbirdAppID); err == nil {
-			c.SendbirdNotificationsURL = Address(u)
+	for _, of := range c.sendbirdURLs() {
+		if u, err := of.byID(c.SendbirdAppID); err == nil && !c.given(of.name) {
+			*of.url = Address(u)
 		}
 	}
 	if c.LogFormat == "" {
@@ -280,6 +289,22 @@ func (c *Config) complete(terminal bool) {
 	}
 	c.UploadPaths = splitList(c.UploadPaths...)
 	c.SendbirdUploadHosts = splitList(c.SendbirdUploadHosts...)
+}
+
+// sendbirdURL is the variable of one of Sendbird's three hosts.
+type sendbirdURL struct {
+	name  string // without the prefix
+	url   *Address
+	byID  func(appID string) (string, error)
+	shape string // of an application's own
+}
+
+func (c *Config) sendbirdURLs() []sendbirdURL {
+	return []sendbirdURL{
+		{"SENDBIRD_NOTIFICATIONS_URL", &c.SendbirdNotificationsURL, sendbird.NotificationsURL, "https://api-YOUR-APP-ID.notifications.sendbird.com"},
+		{"SENDBIRD_CHAT_URL", &c.SendbirdChatURL, sendbird.ChatURL, "https://api-YOUR-APP-ID.sendbird.com"},
+		{"SENDBIRD_DESK_URL", &c.SendbirdDeskURL, sendbird.DeskURL, "https://desk-api-YOUR-APP-ID.sendbird.com"},
+	}
 }
 
 // splitList returns the entries of comma lists, without blanks and empty ones.
@@ -305,6 +330,8 @@ func (c *Config) openSecrets() error {
 		{&c.ops, "OPS_TOKEN", c.OpsToken, c.OpsTokenFile},
 		{&c.passcode, "CLEVERTAP_PASSCODE", c.CleverTapPasscode, c.CleverTapPasscodeFile},
 		{&c.notifications, "SENDBIRD_NOTIFICATIONS_TOKEN", c.SendbirdNotificationsToken, c.SendbirdNotificationsTokenFile},
+		{&c.chat, "SENDBIRD_API_TOKEN", c.SendbirdAPIToken, c.SendbirdAPITokenFile},
+		{&c.desk, "SENDBIRD_DESK_TOKEN", c.SendbirdDeskToken, c.SendbirdDeskTokenFile},
 		{&c.signing, "SENDBIRD_SIGNING_KEYS", c.SendbirdSigningKeys, c.SendbirdSigningKeysFile},
 	} {
 		source, err := newSecretSource(envPrefix+s.name, s.value, s.file)
@@ -318,7 +345,7 @@ func (c *Config) openSecrets() error {
 
 // LogTo tells where to say that the file of a secret has become unreadable.
 func (c *Config) LogTo(log *zap.Logger) {
-	for _, s := range []*secretSource{c.ops, c.passcode, c.notifications, c.signing} {
+	for _, s := range []*secretSource{c.ops, c.passcode, c.notifications, c.chat, c.desk, c.signing} {
 		s.log = log
 	}
 }

@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"net/url"
-	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -91,7 +89,7 @@ func (p *program) withSendbird(do func(*sendbird.Client) error) error {
 	if err := cfg.needSendbird(); err != nil {
 		return err
 	}
-	if warning := cfg.sendbirdWarning(); warning != "" {
+	if warning := plainWarning("SENDBIRD_NOTIFICATIONS_URL", cfg.SendbirdNotificationsURL); warning != "" {
 		fmt.Fprintf(p.err, "birdtap: %s\n", warning)
 	}
 	client, err := sendbird.New(cfg.sendbirdConfig())
@@ -102,17 +100,10 @@ func (p *program) withSendbird(do func(*sendbird.Client) error) error {
 	return do(client)
 }
 
-// needSendbird says what a command that calls Sendbird cannot do without and has
-// not got.
+// needSendbird says what a command that calls Sendbird's notification API cannot do
+// without and has not got.
 func (c *Config) needSendbird() error {
-	switch {
-	case c.SendbirdNotificationsURL == "":
-		return missing("SENDBIRD_APP_ID", "set it to the Application ID, Sendbird dashboard → Settings → Application → General")
-	case c.notifications.Get() == "":
-		return missing("SENDBIRD_NOTIFICATIONS_TOKEN", "set it (or %sSENDBIRD_NOTIFICATIONS_TOKEN_FILE) to the API token of "+
-			"Sendbird dashboard → Settings → Business Messaging → Authentication", envPrefix)
-	}
-	return nil
+	return notificationsAPI.need(c.SendbirdNotificationsURL, c.notifications)
 }
 
 func (c *Config) sendbirdConfig() sendbird.Config {
@@ -124,36 +115,14 @@ func (c *Config) sendbirdConfig() sendbird.Config {
 	}
 }
 
-func (c *Config) sendbirdWarning() string {
-	u, err := url.Parse(string(c.SendbirdNotificationsURL))
+// plainWarning is what to say about an address that a token is sent to as plain text.
+func plainWarning(name string, at Address) string {
+	u, err := url.Parse(string(at))
 	if err == nil && u.Scheme == "http" && !isLoopback(net.JoinHostPort(u.Hostname(), "80")) {
-		return envPrefix + "SENDBIRD_NOTIFICATIONS_URL is plain http: the token crosses the network unprotected"
+		return envPrefix + name + " is plain http: the token crosses the network unprotected"
 	}
 	return ""
 }
 
 // sendbirdError adds to Sendbird's refusal which variable may be at fault.
-func sendbirdError(err error) error {
-	refused, ok := errors.AsType[*sendbird.APIError](err)
-	if !ok {
-		return err
-	}
-	var look []string
-	switch refused.Code {
-	case sendbird.CodeBadToken:
-		look = []string{"SENDBIRD_NOTIFICATIONS_TOKEN (Chat's token is another one)", "SENDBIRD_APP_ID"}
-	case sendbird.CodeNoPermission:
-		look = []string{"SENDBIRD_NOTIFICATIONS_TOKEN"}
-	case sendbird.CodeServiceOff, 400304:
-		look = []string{"SENDBIRD_APP_ID"}
-	case 0:
-		if refused.Status == http.StatusNotFound || refused.Status >= 300 && refused.Status <= 399 {
-			look = []string{"SENDBIRD_NOTIFICATIONS_URL"}
-		}
-	default: // not a matter of configuration
-	}
-	if len(look) == 0 {
-		return err
-	}
-	return fmt.Errorf("%w; look at %s%s", err, envPrefix, strings.Join(look, " and "+envPrefix))
-}
+func sendbirdError(err error) error { return notificationsAPI.explain(err) }

@@ -163,7 +163,7 @@ func TestSendbirdAddressComesFromTheApplication(t *testing.T) {
 		}
 	}
 	plain := load(t, []string{"BIRDTAP_SENDBIRD_NOTIFICATIONS_URL=http://proxy.example.com"})
-	if !strings.Contains(plain.sendbirdWarning(), "plain http") {
+	if !strings.Contains(plainWarning("SENDBIRD_NOTIFICATIONS_URL", plain.SendbirdNotificationsURL), "plain http") {
 		t.Error("plain http passes without a word")
 	}
 	if hosts := fmt.Sprint(load(t, nil).SendbirdUploadHosts); hosts != "[.amazonaws.com]" {

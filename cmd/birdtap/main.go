@@ -130,6 +130,7 @@ BIRDTAP_CLEVERTAP_PASSCODE; birdtap serve --print-config shows them all.`,
 		p.serveCommand(), p.ingestCommand(), p.relayCommand(),
 		p.statusCommand(), p.pauseCommand(), p.resumeCommand(), p.deadCommand(), p.identitiesCommand(), p.initCommand(),
 		p.filesCommand(), p.templatesCommand(),
+		p.userCommand(), p.metadataCommand(), p.customerCommand(), p.ticketCommand(),
 		p.demoCommand(), p.versionCommand(),
 	)
 	root.SetOut(p.out) // before cobra's own commands are made: they keep it

@@ -43,7 +43,7 @@ func plainFlagError(err error) error {
 	}
 	flag, must := wrong.GetFlag(), ""
 	switch flag.Value.Type() {
-	case "int":
+	case "int", "int64":
 		must = "must be a whole number"
 	case "float64":
 		must = "must be a number"

@@ -230,17 +230,26 @@ func (c *Config) checkSendbird() error {
 	if len(c.SendbirdUploadHosts) == 0 {
 		return c.wrong("SENDBIRD_UPLOAD_HOSTS", "holds no host between its commas")
 	}
-	if !c.given("SENDBIRD_NOTIFICATIONS_URL") {
+	for _, of := range c.sendbirdURLs() {
+		if err := c.checkSendbirdURL(of); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Config) checkSendbirdURL(of sendbirdURL) error {
+	if !c.given(of.name) {
 		return nil
 	}
-	u, err := url.Parse(string(c.SendbirdNotificationsURL))
+	u, err := url.Parse(string(*of.url))
 	switch {
 	case err != nil || u.Hostname() == "" || u.Scheme != "http" && u.Scheme != "https":
-		return c.wrong("SENDBIRD_NOTIFICATIONS_URL", "must be an http or https URL with a host, such as https://api-YOUR-APP-ID.notifications.sendbird.com")
+		return c.wrong(of.name, "must be an http or https URL with a host, such as %s", of.shape)
 	case u.User != nil || u.RawQuery != "" || u.Fragment != "" || u.ForceQuery:
-		return c.wrong("SENDBIRD_NOTIFICATIONS_URL", "must hold no user, query or fragment: the token goes in a header")
+		return c.wrong(of.name, "must hold no user, query or fragment: the token goes in a header")
 	case strings.Trim(u.Path, "/") != "":
-		return c.wrong("SENDBIRD_NOTIFICATIONS_URL", "give scheme and host only, birdtap adds the path")
+		return c.wrong(of.name, "give scheme and host only, birdtap adds the path")
 	}
 	return nil
 }
@@ -278,7 +287,7 @@ func (c *Config) unmappedDead() bool { return c.IdentityUnmapped == "dead" }
 // checkSecrets looks at what goes into a header: anything else than text on one
 // line would fail at every call, long after the start.
 func (c *Config) checkSecrets() error {
-	for _, source := range []*secretSource{c.ops, c.passcode, c.notifications} {
+	for _, source := range []*secretSource{c.ops, c.passcode, c.notifications, c.chat, c.desk} {
 		if !isText(source.Get()) {
 			return &configError{variable: source.name, problem: "must be text of one line, without control characters (value not shown)"}
 		}
