@@ -20,6 +20,7 @@ import (
 	"github.com/birdtap/birdtap/ingest/console"
 	"github.com/birdtap/birdtap/relay"
 	"github.com/birdtap/birdtap/sendbird"
+	"github.com/birdtap/birdtap/sendbird/sender"
 	"github.com/birdtap/birdtap/store"
 )
 
@@ -27,23 +28,26 @@ import (
 //
 //	newApp   binds the operator's window and the doors: an address taken shows at once
 //	Run      both answer, the doors with 503 → the queue is opened, which may take
-//	         seconds → the relay uploads receipts, the doors take them in once the
-//	         identity map is there
-//	         → told to stop: unready, doors shut, uploads in flight finish, queue
+//	         seconds → the relay uploads receipts, the sender sends notifications, the
+//	         doors take both in, receipts once the identity map is there
+//	         → told to stop: unready, doors shut, calls in flight finish, queue
 //	         closed, window last
 //	Close    gives back what newApp took, if Run was never called
 type app struct {
 	cfg      *Config
-	role     role
+	rooms    rooms
 	log      *zap.Logger
 	registry *prometheus.Registry
 
-	window *console.Server
-	doors  *ingest.Server // nil for a relay alone
+	window   *console.Server
+	doors    *ingest.Server // nil for a relay alone
+	webhooks *sender.Door   // among them; nil where no notification is sent
 
-	queue    atomic.Pointer[store.Store] // nil until it is open
-	relay    atomic.Pointer[relay.Relay] // nil until then, and where the role does not upload
-	taking   atomic.Bool                 // the doors take receipts in
+	queue    atomic.Pointer[store.Store]   // nil until it is open
+	relay    atomic.Pointer[relay.Relay]   // nil until then, and where nothing is uploaded
+	sender   atomic.Pointer[sender.Sender] // nil until then, and where nothing is sent
+	taking   atomic.Bool                   // the doors take receipts in
+	sending  atomic.Bool                   // and webhook calls
 	stopping atomic.Bool
 
 	cleanups []func() error // run last first
@@ -54,7 +58,7 @@ type app struct {
 const doorsShutWait = 14 * time.Second
 
 func newApp(cfg *Config, r role, log *zap.Logger) (*app, error) {
-	a := &app{cfg: cfg, role: r, log: log, registry: prometheus.NewRegistry()}
+	a := &app{cfg: cfg, rooms: cfg.rooms(r), log: log, registry: prometheus.NewRegistry()}
 	a.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	for _, open := range []func() error{a.openWindow, a.openDoors} {
 		if err := open(); err != nil {
@@ -97,14 +101,14 @@ func (a *app) openWindow() error {
 }
 
 func (a *app) openDoors() error {
-	if !a.role.hasDoors() {
+	if !a.rooms.hasDoors() {
 		return nil
 	}
 	o := ingest.Options{
 		Addr:        a.cfg.HTTPAddr,
 		TLSCertFile: a.cfg.HTTPTLSCertFile,
 		TLSKeyFile:  a.cfg.HTTPTLSKeyFile,
-		Upload:      true,
+		Upload:      a.rooms.receipts,
 		Account:     func() string { return a.cfg.CleverTapAccountID },
 		Passcode:    a.cfg.passcode.Get,
 		UploadPaths: a.cfg.UploadPaths,
@@ -114,10 +118,18 @@ func (a *app) openDoors() error {
 		Log:        a.log.Named("ingest"),
 		Registerer: a.registry,
 	}
-	if a.cfg.signing.Get() == "" {
-		a.log.Info("door closed", zap.String("path", "/sendbird/callbacks"), zap.String("opened_by", envPrefix+"SENDBIRD_SIGNING_KEYS"))
-	} else {
+	if a.rooms.receipts && a.cfg.signing.Get() != "" {
 		o.Verifier = sendbird.NewSignatures(a.cfg.SigningKeys)
+	}
+	if a.rooms.webhooks {
+		var err error
+		a.webhooks, err = sender.NewDoor(sender.DoorOptions{
+			Tokens: a.cfg.senderTokens, Log: a.log.Named("webhooks"), Registerer: a.registry,
+		})
+		if err != nil {
+			return err
+		}
+		o.Other = a.webhooks
 	}
 	doors, err := ingest.New(o)
 	if err != nil {
@@ -125,8 +137,25 @@ func (a *app) openDoors() error {
 	}
 	a.doors = doors
 	a.onClose(func() error { return a.shutDoors(context.Background()) })
+	a.tellClosed()
 	a.log.Info("doors", zap.Stringer("addr", doors.Addr()), zap.Bool("tls", a.cfg.HTTPTLSCertFile != ""))
 	return nil
+}
+
+// tellClosed says which rooms stay closed, and what opens them.
+func (a *app) tellClosed() {
+	for _, room := range []struct {
+		open         bool
+		name, needed string
+	}{
+		{a.rooms.receipts, "/1/upload", "CLEVERTAP_ACCOUNT_ID and " + envPrefix + "CLEVERTAP_PASSCODE"},
+		{a.rooms.receipts && a.cfg.signing.Get() != "", "/sendbird/callbacks", "SENDBIRD_SIGNING_KEYS"},
+		{a.rooms.webhooks, notificationDoors, "SENDBIRD_APP_ID, " + envPrefix + "SENDBIRD_NOTIFICATIONS_TOKEN and " + envPrefix + "SENDER_TOKENS"},
+	} {
+		if !room.open {
+			a.log.Info("door closed", zap.String("path", room.name), zap.String("opened_by", envPrefix+room.needed))
+		}
+	}
 }
 
 // shutDoors takes no new receipts and lets the calls under way have their answers,
@@ -172,16 +201,20 @@ func (a *app) journey(ctx context.Context) (err error) {
 	o := a.cfg.storeOptions()
 	o.Log, o.Registerer = a.log, a.registry
 	queue, err := openStore(ctx, o)
-	if errors.Is(err, context.Canceled) {
-		return nil // told to stop while it was being opened
-	}
 	if err != nil {
-		return err
+		return stopped(ctx, err)
 	}
 	defer func() { err = errors.Join(err, queue.Close()) }()
 	a.queue.Store(queue)
 	a.log.Info("queue open", zap.Duration("took", time.Since(began)))
 	defer a.followIdentities(ctx, queue)() // ends before the queue is closed
+	sends, err := a.openSends(ctx, queue)
+	if err != nil {
+		return stopped(ctx, err)
+	}
+	if sends != nil {
+		defer sends.Close() // when no door commits any more
+	}
 
 	// Doors and relay stop together: uploads in flight need the queue, not the doors.
 	g, ctx := errgroup.WithContext(ctx)
@@ -192,6 +225,7 @@ func (a *app) journey(ctx context.Context) (err error) {
 		return a.shutDoors(ctx)
 	})
 	g.Go(func() error { return a.carry(ctx, queue) })
+	g.Go(func() error { return a.notify(ctx, queue, sends) })
 	g.Go(func() error {
 		select {
 		case err := <-queue.Failed(): // for a supervisor: a new process may find the disk mended
@@ -203,11 +237,19 @@ func (a *app) journey(ctx context.Context) (err error) {
 	return g.Wait()
 }
 
+// stopped leaves no error of what was told to stop while it was being opened.
+func stopped(ctx context.Context, err error) error {
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
 // followIdentities lets the doors take receipts in as soon as it is known which
 // identity map holds, and returns what ends that: not before they are shut, since each
 // receipt is looked up. The relay need not wait for it.
 func (a *app) followIdentities(ctx context.Context, queue *store.Store) (stop func()) {
-	if a.doors == nil {
+	if !a.rooms.receipts {
 		return func() {}
 	}
 	ids := queue.FollowIdentities()
@@ -232,7 +274,7 @@ func (a *app) followIdentities(ctx context.Context, queue *store.Store) (stop fu
 // carry takes receipts from the queue to CleverTap until ctx ends, and returns when
 // the uploads in flight are settled. A role that does not upload only waits.
 func (a *app) carry(ctx context.Context, queue *store.Store) error {
-	if !a.role.uploads() {
+	if !a.rooms.uploads {
 		<-ctx.Done()
 		return nil
 	}
@@ -263,6 +305,37 @@ func (a *app) carry(ctx context.Context, queue *store.Store) error {
 	return r.Run(ctx)
 }
 
+// openSends opens the sender's part of the queue and lets webhook calls in; nil where
+// nothing is sent.
+func (a *app) openSends(ctx context.Context, queue *store.Store) (*store.Sends, error) {
+	if !a.rooms.sends {
+		return nil, nil //nolint:nilnil // closed, and no error
+	}
+	sends, err := queue.OpenSends(ctx)
+	if err == nil && a.webhooks != nil {
+		a.webhooks.SetCommitter(sends)
+		a.sending.Store(true)
+	}
+	return sends, err
+}
+
+// notify takes notifications from the log to Sendbird until ctx ends, and returns when
+// the calls on their way are settled.
+func (a *app) notify(ctx context.Context, queue *store.Store, sends *store.Sends) error {
+	if sends == nil {
+		<-ctx.Done()
+		return nil
+	}
+	client, err := sendbird.New(a.cfg.sendbirdConfig())
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	s := sender.New(a.cfg.senderOptions(queue, sends, client, a.log, a.registry))
+	a.sender.Store(s)
+	return s.Run(ctx)
+}
+
 // health is what keeps the process from making progress. Recovering is progress.
 func (a *app) health() []string {
 	var errs []error
@@ -271,6 +344,9 @@ func (a *app) health() []string {
 	}
 	if relay := a.relay.Load(); relay != nil {
 		errs = append(errs, relay.Health())
+	}
+	if sender := a.sender.Load(); sender != nil {
+		errs = append(errs, sender.Health())
 	}
 	return reasonsOf(errors.Join(errs...))
 }
@@ -283,8 +359,10 @@ func (a *app) ready() []string {
 		return []string{"stopping"}
 	case queue == nil:
 		return []string{"the queue is being opened"}
-	case a.doors != nil && !a.taking.Load():
+	case a.rooms.receipts && !a.taking.Load():
 		return []string{"the identity map is being looked up"}
+	case a.webhooks != nil && !a.sending.Load():
+		return []string{"the log of notifications is being opened"}
 	default:
 		return reasonsOf(queue.Ready())
 	}

@@ -78,6 +78,10 @@ type Config struct {
 	SendbirdDeskTokenFile string  `env:"SENDBIRD_DESK_TOKEN_FILE"`
 	SendbirdDeskURL       Address `env:"SENDBIRD_DESK_URL"` // default by application id
 
+	SenderTokens     Secret        `env:"SENDER_TOKENS"` // comma list
+	SenderTokensFile string        `env:"SENDER_TOKENS_FILE"`
+	GatherWait       time.Duration `env:"GATHER_WAIT" envDefault:"30s"`
+
 	SendbirdSigningKeys     Secret `env:"SENDBIRD_SIGNING_KEYS"` // comma list
 	SendbirdSigningKeysFile string `env:"SENDBIRD_SIGNING_KEYS_FILE"`
 
@@ -90,6 +94,7 @@ type Config struct {
 	notifications *secretSource
 	chat          *secretSource
 	desk          *secretSource
+	sender        *secretSource
 	signing       *secretSource
 }
 
@@ -332,6 +337,7 @@ func (c *Config) openSecrets() error {
 		{&c.notifications, "SENDBIRD_NOTIFICATIONS_TOKEN", c.SendbirdNotificationsToken, c.SendbirdNotificationsTokenFile},
 		{&c.chat, "SENDBIRD_API_TOKEN", c.SendbirdAPIToken, c.SendbirdAPITokenFile},
 		{&c.desk, "SENDBIRD_DESK_TOKEN", c.SendbirdDeskToken, c.SendbirdDeskTokenFile},
+		{&c.sender, "SENDER_TOKENS", c.SenderTokens, c.SenderTokensFile},
 		{&c.signing, "SENDBIRD_SIGNING_KEYS", c.SendbirdSigningKeys, c.SendbirdSigningKeysFile},
 	} {
 		source, err := newSecretSource(envPrefix+s.name, s.value, s.file)
@@ -345,7 +351,7 @@ func (c *Config) openSecrets() error {
 
 // LogTo tells where to say that the file of a secret has become unreadable.
 func (c *Config) LogTo(log *zap.Logger) {
-	for _, s := range []*secretSource{c.ops, c.passcode, c.notifications, c.chat, c.desk, c.signing} {
+	for _, s := range []*secretSource{c.ops, c.passcode, c.notifications, c.chat, c.desk, c.sender, c.signing} {
 		s.log = log
 	}
 }
@@ -358,6 +364,9 @@ func (c *Config) given(name string) bool {
 
 // embedded tells whether the queue is in this process.
 func (c *Config) embedded() bool { return c.NATSURL == "" }
+
+// senderTokens returns what callers of the sender's doors may present at this moment.
+func (c *Config) senderTokens() []string { return splitList(c.sender.Get()) }
 
 // SigningKeys returns the keys that hold at this moment.
 func (c *Config) SigningKeys() []string { return splitList(c.signing.Get()) }

@@ -66,13 +66,16 @@ func TestInitForDaemonsThatMayNotCreateStreams(t *testing.T) {
 		}
 		return got.out
 	}
-	if got := text(admin); got != "BIRDTAP_RECEIPTS        created\nBIRDTAP_DEAD            created\nBIRDTAP_STATE           created\nOBJ_BIRDTAP_IDENTITIES  created\n" {
+	if got := text(admin); got != "BIRDTAP_RECEIPTS        created\nBIRDTAP_DEAD            created\nBIRDTAP_STATE           created\nBIRDTAP_SENDS           created\nBIRDTAP_HELD            created\nBIRDTAP_UNSENT          created\nOBJ_BIRDTAP_IDENTITIES  created\n" {
 		t.Errorf("init prints %q", got)
 	}
 	larger := append(append([]string{}, admin...), "BIRDTAP_DEAD_MAX_BYTES=20MiB")
 	if got := text(larger, "--json"); got != `{"stream":"BIRDTAP_RECEIPTS","action":"unchanged"}
 {"stream":"BIRDTAP_DEAD","action":"updated","changes":[{"setting":"max_bytes","from":"20971520","to":"25165824"}]}
 {"stream":"BIRDTAP_STATE","action":"unchanged"}
+{"stream":"BIRDTAP_SENDS","action":"unchanged"}
+{"stream":"BIRDTAP_HELD","action":"unchanged"}
+{"stream":"BIRDTAP_UNSENT","action":"unchanged"}
 {"stream":"OBJ_BIRDTAP_IDENTITIES","action":"unchanged"}
 ` {
 		t.Errorf("init --json prints %s", got)

@@ -127,7 +127,7 @@ BIRDTAP_CLEVERTAP_PASSCODE; birdtap serve --print-config shows them all.`,
 	})
 	root.SetVersionTemplate("birdtap {{.Version}}\n")
 	root.AddCommand(
-		p.serveCommand(), p.ingestCommand(), p.relayCommand(),
+		p.serveCommand(), p.ingestCommand(), p.relayCommand(), p.senderCommand(),
 		p.statusCommand(), p.pauseCommand(), p.resumeCommand(), p.deadCommand(), p.identitiesCommand(), p.initCommand(),
 		p.filesCommand(), p.templatesCommand(),
 		p.userCommand(), p.metadataCommand(), p.customerCommand(), p.ticketCommand(),

@@ -10,7 +10,8 @@ import (
 
 func (p *program) serveCommand() *cobra.Command {
 	var printConfig bool
-	c := p.daemonCommand(roleServe, `Take receipts in and upload them, in one process with its own queue on disk.
+	c := p.daemonCommand(roleServe, `Take receipts in and upload them, in one process with its own queue on disk. With
+Sendbird's credentials it sends notifications, too.
 
 This is birdtap on a lone machine. Point the CleverTap API endpoint of Sendbird's
 dashboard at BIRDTAP_HTTP_ADDR and leave Project ID and Passcode as they are.`)
@@ -69,6 +70,18 @@ or after it was killed in the middle, it begins anew: what has gone goes again.`
 		}
 		return run(c, args)
 	}
+	return c
+}
+
+func (p *program) senderCommand() *cobra.Command {
+	c := p.daemonCommand(roleSender, `Send the notifications that CleverTap's webhooks ask for, by the queue of the cluster at
+BIRDTAP_NATS_URL.
+
+One sender sends; further ones take webhook calls in, too, and stand by to take over
+when it dies. Point the webhooks at BIRDTAP_HTTP_ADDR, path
+/clevertap/notifications/realtime for journeys and /clevertap/notifications/batch for
+campaigns, with one of BIRDTAP_SENDER_TOKENS as header Api-Token.`)
+	c.Short = "Only send notifications (cluster)"
 	return c
 }
 

@@ -26,13 +26,37 @@ const (
 	roleServe  role = "serve"  // all of them in one process
 	roleIngest role = "ingest" // takes receipts in
 	roleRelay  role = "relay"  // uploads them
+	roleSender role = "sender" // sends notifications
 )
 
-// hasDoors tells whether the role takes receipts in.
-func (r role) hasDoors() bool { return r == roleServe || r == roleIngest }
+// rooms are the parts of birdtap that a process opens.
+type rooms struct {
+	receipts bool // the doors for receipts
+	uploads  bool // the relay
+	sends    bool // the sender
+	webhooks bool // its doors
+}
 
-// uploads tells whether the role carries receipts to CleverTap.
-func (r role) uploads() bool { return r == roleServe || r == roleRelay }
+// hasDoors tells whether the process listens on HTTP_ADDR.
+func (r rooms) hasDoors() bool { return r.receipts || r.webhooks }
+
+// rooms of a role. One process of all roles opens what it has credentials for.
+func (c *Config) rooms(r role) rooms {
+	receipts := r == roleIngest || r == roleServe && c.hasCleverTap()
+	return rooms{
+		receipts: receipts,
+		uploads:  r == roleRelay || r == roleServe && c.hasCleverTap(),
+		sends:    r == roleSender || r == roleServe && c.hasSendbird(),
+		webhooks: r == roleSender || r == roleServe && c.hasSendbird() && c.sender.Get() != "",
+	}
+}
+
+// hasCleverTap and hasSendbird tell whether both halves of the credentials are there.
+func (c *Config) hasCleverTap() bool { return c.CleverTapAccountID != "" && c.passcode.Get() != "" }
+
+func (c *Config) hasSendbird() bool {
+	return c.SendbirdNotificationsURL != "" && c.notifications.Get() != ""
+}
 
 // wrong is a configError about a variable that is named without the prefix, and its value.
 func (c *Config) wrong(name, format string, args ...any) error {
@@ -263,6 +287,7 @@ func (c *Config) checkTimes() error {
 		{"BATCH_MAX_WAIT", c.BatchMaxWait},
 		{"RETRY_RECORD_FOR", c.RetryRecordFor},
 		{"DEDUP_WINDOW", c.DedupWindow},
+		{"GATHER_WAIT", c.GatherWait},
 	} {
 		if t.d < 0 {
 			return c.wrong(t.name, "must not be negative")
@@ -292,6 +317,14 @@ func (c *Config) checkSecrets() error {
 			return &configError{variable: source.name, problem: "must be text of one line, without control characters (value not shown)"}
 		}
 	}
+	for _, token := range c.senderTokens() {
+		if !isText(token) {
+			return &configError{variable: c.sender.name, problem: "must be text of one line, without control characters (value not shown)"}
+		}
+	}
+	if c.sender.Get() != "" && len(c.senderTokens()) == 0 {
+		return &configError{variable: envPrefix + "SENDER_TOKENS", problem: "holds no token between its commas"}
+	}
 	if c.signing.Get() != "" && len(c.SigningKeys()) == 0 {
 		return &configError{variable: envPrefix + "SENDBIRD_SIGNING_KEYS", problem: "holds no key between its commas"}
 	}
@@ -310,15 +343,10 @@ func (c *Config) checkLog() error {
 
 // Need says what the role cannot do without and has not got.
 func (c *Config) Need(r role) error {
+	if err := c.needCredentials(r); err != nil {
+		return err
+	}
 	switch {
-	case c.CleverTapAccountID == "" && c.passcode.Get() == "":
-		return missing("CLEVERTAP_ACCOUNT_ID", "set it and %[1]sCLEVERTAP_PASSCODE (or %[1]sCLEVERTAP_PASSCODE_FILE) "+
-			"to the account's Project ID and Passcode, CleverTap dashboard → Settings → Project", envPrefix)
-	case c.CleverTapAccountID == "":
-		return missing("CLEVERTAP_ACCOUNT_ID", "%sCLEVERTAP_PASSCODE is only half of the pair", envPrefix)
-	case c.passcode.Get() == "":
-		return missing("CLEVERTAP_PASSCODE", "%sCLEVERTAP_ACCOUNT_ID is only half of the pair "+
-			"(a file that holds the passcode: %[1]sCLEVERTAP_PASSCODE_FILE)", envPrefix)
 	case r != roleServe && c.embedded():
 		return missing("NATS_URL", "%s alone needs the cluster that it shares with the other roles; "+
 			"one process with its own queue is birdtap serve", "birdtap "+string(r))
@@ -328,18 +356,57 @@ func (c *Config) Need(r role) error {
 	return nil
 }
 
+// needCredentials wants a pair for each room that is to open, and never half of one.
+func (c *Config) needCredentials(r role) error {
+	noCleverTap := c.CleverTapAccountID == "" && c.passcode.Get() == ""
+	noSendbird := c.notifications.Get() == "" && c.sender.Get() == ""
+	sender := r == roleSender || r == roleServe && !noSendbird
+	if !sender || r == roleServe && !noCleverTap {
+		if err := c.needCleverTap(); err != nil {
+			return err
+		}
+	}
+	if !sender {
+		return nil
+	}
+	if err := c.needSendbird(); err != nil {
+		return err
+	}
+	if r == roleSender && c.sender.Get() == "" {
+		return missing("SENDER_TOKENS", "CleverTap's webhooks present one of them as Api-Token (a file that holds them: %sSENDER_TOKENS_FILE)", envPrefix)
+	}
+	return nil
+}
+
+func (c *Config) needCleverTap() error {
+	switch {
+	case c.CleverTapAccountID == "" && c.passcode.Get() == "":
+		return missing("CLEVERTAP_ACCOUNT_ID", "set it and %[1]sCLEVERTAP_PASSCODE (or %[1]sCLEVERTAP_PASSCODE_FILE) "+
+			"to the account's Project ID and Passcode, CleverTap dashboard → Settings → Project", envPrefix)
+	case c.CleverTapAccountID == "":
+		return missing("CLEVERTAP_ACCOUNT_ID", "%sCLEVERTAP_PASSCODE is only half of the pair", envPrefix)
+	case c.passcode.Get() == "":
+		return missing("CLEVERTAP_PASSCODE", "%sCLEVERTAP_ACCOUNT_ID is only half of the pair "+
+			"(a file that holds the passcode: %[1]sCLEVERTAP_PASSCODE_FILE)", envPrefix)
+	}
+	return nil
+}
+
 // Warnings says what the role can do with, and should not.
 func (c *Config) Warnings(r role) []string {
 	var warnings []string
-	if r.hasDoors() && c.HTTPTLSCertFile == "" && !isLoopback(c.HTTPAddr) {
+	if c.rooms(r).hasDoors() && c.HTTPTLSCertFile == "" && !isLoopback(c.HTTPAddr) {
 		warnings = append(warnings, "the doors are open to other machines without TLS: the passcode crosses the network in a header; "+
 			"set BIRDTAP_HTTP_TLS_CERT_FILE and BIRDTAP_HTTP_TLS_KEY_FILE, or put a proxy with TLS in front")
 	}
-	if u, err := url.Parse(string(c.CleverTapURL)); err == nil && r.uploads() && u.Scheme == "http" && !isLoopback(net.JoinHostPort(u.Hostname(), "80")) {
+	if u, err := url.Parse(string(c.CleverTapURL)); err == nil && c.rooms(r).uploads && u.Scheme == "http" && !isLoopback(net.JoinHostPort(u.Hostname(), "80")) {
 		warnings = append(warnings, "BIRDTAP_CLEVERTAP_URL is plain http: the passcode and the receipts cross the network unprotected")
 	}
-	if r.hasDoors() && c.embedded() && c.Sync == "interval" {
+	if c.rooms(r).hasDoors() && c.embedded() && c.Sync == "interval" {
 		warnings = append(warnings, "BIRDTAP_SYNC=interval: receipts are acknowledged before they are on disk, a power cut loses the last seconds")
+	}
+	if warning := plainWarning("SENDBIRD_NOTIFICATIONS_URL", c.SendbirdNotificationsURL); warning != "" && c.rooms(r).sends {
+		warnings = append(warnings, warning)
 	}
 	return warnings
 }

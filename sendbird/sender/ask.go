@@ -168,8 +168,8 @@ func (a Ask) cut() ([]byte, *Ask, error) {
 		}
 		less := a.split(max(1, max(len(a.Users), len(a.Unsendable))/2))
 		if rest != nil {
-			less.Users = append(less.Users[:len(less.Users):len(less.Users)], rest.Users...)
-			less.Unsendable = append(less.Unsendable[:len(less.Unsendable):len(less.Unsendable)], rest.Unsendable...)
+			less.Users = append(slices.Clip(less.Users), rest.Users...)
+			less.Unsendable = append(slices.Clip(less.Unsendable), rest.Unsendable...)
 		}
 		rest = less
 	}

@@ -23,7 +23,7 @@ import (
 type call struct {
 	number    uint64
 	mode      Mode // how it leaves
-	group     *group
+	group     *gathering
 	released  string // id of the held call that it sends again, or drops; its users stand there
 	dropped   bool
 	stored    []byte // the asks of a held call

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/birdtap/birdtap/store"
+	"github.com/birdtap/birdtap/store/failpoint"
 )
 
 // Committer stores asks; see store.Sends. Commit returns nil once they are on disk, and
@@ -233,6 +234,9 @@ func (d *Door) commit(ctx context.Context, committer Committer, asks []store.Ask
 		return nil
 	}
 	err := committer.Commit(ctx, asks)
+	if err == nil {
+		failpoint.Here(failpoint.AsksStored)
+	}
 	d.noteCommit(err)
 	return err
 }

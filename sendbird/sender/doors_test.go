@@ -223,20 +223,20 @@ func TestDoorTokens(t *testing.T) {
 		"missing": nil, "empty": {""}, "wrong": {"x"}, "part": {doorToken[:5]}, "longer": {doorToken + "x"}, "in a list": {"x," + doorToken},
 		"twice": {doorToken, doorToken}, "two of them": {doorToken, "older-s3cret"},
 	} {
-		got := d.do("POST", batchPath, http.Header{"Api-Token": values}, strings.NewReader(call("")))
+		got := d.do("POST", batchPath, http.Header{"Api-Token": values}, strings.NewReader(hook("")))
 		if got.status != 401 || got.body != `{"status":"fail","error":"Invalid Credentials","code":401}` {
 			t.Errorf("%s: got %d %s", name, got.status, got.body)
 		}
 	}
 	d.wantStored(0)
 	for i, token := range []string{doorToken, "older-s3cret"} {
-		if got := d.do("POST", batchPath, http.Header{"Api-token": {token}}, strings.NewReader(call(""))); got.status != 200 {
+		if got := d.do("POST", batchPath, http.Header{"Api-token": {token}}, strings.NewReader(hook(""))); got.status != 200 {
 			t.Errorf("token %d: got %d", i, got.status)
 		}
 	}
 	d.wantStored(2)
 	none := openDoors(t, func(o *DoorOptions) { o.Tokens = func() []string { return nil } })
-	if got := none.do("POST", batchPath, http.Header{"Api-Token": {""}}, strings.NewReader(call(""))); got.status != 401 {
+	if got := none.do("POST", batchPath, http.Header{"Api-Token": {""}}, strings.NewReader(hook(""))); got.status != 401 {
 		t.Errorf("no token configured: got %d", got.status)
 	}
 	if _, err := NewDoor(DoorOptions{}); err == nil {
@@ -270,7 +270,7 @@ func TestDoorContentTypes(t *testing.T) {
 		before := len(d.log.stored())
 		header := tt.header.Clone()
 		header.Set("Api-Token", doorToken)
-		got := d.do("POST", batchPath, header, strings.NewReader(call("")))
+		got := d.do("POST", batchPath, header, strings.NewReader(hook("")))
 		if stored := len(d.log.stored()) - before; got.status != tt.status || (stored == 1) != (tt.status == 200) {
 			t.Errorf("%v: got %d %s, %d stored, want %d", tt.header, got.status, got.body, stored, tt.status)
 		}
@@ -297,7 +297,7 @@ func TestDoorAnswers(t *testing.T) {
 		{"Nobody", batchPath, `{"key_values":{"template_key":"k"},"profiles":[]}`, 200, `{"accepted":0}`, 0, answerAccepted},
 		{"NobodySendable", batchPath, `{"key_values":{"template_key":"k"},"profiles":[{}]}`, 200, `{"accepted":0}`, 1, answerAccepted},
 		{"SomeSendable", batchPath, `{"key_values":{"template_key":"k"},"profiles":[{},{"identity":"u"},{"identity":"u"}]}`, 200, `{"accepted":1}`, 1, answerAccepted},
-		{"Typo", batchPath, call(`,"var_n\"me":"canary"`), 400, `{"status":"fail","error":"key_values: unknown name \"var_n\\\"me\"; there are template_key, event_name, receiver, tag, title, priority, push.<key> and var.<name>","code":400}`, 0, answerMistake},
+		{"Typo", batchPath, hook(`,"var_n\"me":"canary"`), 400, `{"status":"fail","error":"key_values: unknown name \"var_n\\\"me\"; there are template_key, event_name, receiver, tag, title, priority, push.<key> and var.<name>","code":400}`, 0, answerMistake},
 		{"AfterPush", batchPath, afterPushCall, 400, `{"status":"fail","error":"this is the call of a webhook after a push, which has no key_values: template_key is missing","code":400}`, 0, answerMistake},
 		{"TooMany", batchPath, `{"key_values":{"template_key":"k"},"profiles":[{}` + strings.Repeat(",{}", maxCallUsers) + `]}`, 413, `{"status":"fail","error":"more than 100000 users: make several calls of it","code":413}`, 0, answerMistake},
 		{"Empty", batchPath, ``, 400, malformedBody, 0, answerMalformed},
@@ -355,7 +355,7 @@ func TestDoorBodySizes(t *testing.T) {
 	t.Parallel()
 	d := openDoors(t)
 	sized := func(n int) string {
-		return call("") + strings.Repeat(" ", n-len(call("")))
+		return hook("") + strings.Repeat(" ", n-len(hook("")))
 	}
 	chunked := func(s string) io.Reader { return struct{ io.Reader }{strings.NewReader(s)} }
 	stored := 0
@@ -392,8 +392,8 @@ func (b brokenBody) Read(p []byte) (int, error) {
 func TestDoorStoresNothingOfABrokenBody(t *testing.T) {
 	t.Parallel()
 	d := openDoors(t)
-	for _, size := range []int{len(call("")), smallBodyBytes + 1} {
-		r := httptest.NewRequest("POST", batchPath, brokenBody{strings.NewReader(call("") + strings.Repeat(" ", size-len(call(""))))})
+	for _, size := range []int{len(hook("")), smallBodyBytes + 1} {
+		r := httptest.NewRequest("POST", batchPath, brokenBody{strings.NewReader(hook("") + strings.Repeat(" ", size-len(hook(""))))})
 		r.Header = tokenHeader()
 		w := httptest.NewRecorder()
 		d.ServeHTTP(w, r)
@@ -415,7 +415,7 @@ func TestDoorCutConnection(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, _ = io.WriteString(conn, "POST "+batchPath+" HTTP/1.1\r\nHost: x\r\nApi-Token: "+doorToken+"\r\nContent-Length: 1000\r\n\r\n"+call(""))
+	_, _ = io.WriteString(conn, "POST "+batchPath+" HTTP/1.1\r\nHost: x\r\nApi-Token: "+doorToken+"\r\nContent-Length: 1000\r\n\r\n"+hook(""))
 	_ = conn.(*net.TCPConn).CloseWrite()
 	answer, err := io.ReadAll(conn)
 	if err != nil {
@@ -431,16 +431,16 @@ func TestDoorCutConnection(t *testing.T) {
 func TestDoorIsUnavailableUntilThereIsACommitter(t *testing.T) {
 	t.Parallel()
 	d := openDoors(t, func(o *DoorOptions) { o.Committer = nil })
-	wantUnavailable(t, d.post(batchPath, call("")))
+	wantUnavailable(t, d.post(batchPath, hook("")))
 	if got := d.do("POST", batchPath, nil, nil); got.status != 401 {
 		t.Errorf("stranger: got %d", got.status)
 	}
 	d.SetCommitter(d.log)
-	if got := d.post(batchPath, call("")); got.status != 200 {
+	if got := d.post(batchPath, hook("")); got.status != 200 {
 		t.Errorf("got %d", got.status)
 	}
 	d.SetCommitter(nil)
-	wantUnavailable(t, d.post(batchPath, call("")))
+	wantUnavailable(t, d.post(batchPath, hook("")))
 	d.wantStored(1)
 }
 
@@ -449,12 +449,12 @@ func TestDoorCommitErrorsAre503AndLoggedOnce(t *testing.T) {
 	d := openDoors(t)
 	for _, err := range []error{store.ErrFull, store.ErrTimeout, store.ErrClosed, store.ErrBusy, errors.New("anything")} {
 		d.log.fail(err)
-		wantUnavailable(t, d.post(batchPath, call("")))
+		wantUnavailable(t, d.post(batchPath, hook("")))
 	}
 	d.wantStored(0)
 	d.log.fail(nil)
 	for range 2 {
-		if got := d.post(batchPath, call("")); got.status != 200 {
+		if got := d.post(batchPath, hook("")); got.status != 200 {
 			t.Errorf("got %d", got.status)
 		}
 	}
@@ -480,7 +480,7 @@ func TestDoorAnswersAfterTheCommit(t *testing.T) {
 	answered := make(chan doorAnswer, 1)
 	w := httptest.NewRecorder()
 	go func() {
-		r := httptest.NewRequest("POST", batchPath, strings.NewReader(call("")))
+		r := httptest.NewRequest("POST", batchPath, strings.NewReader(hook("")))
 		r.Header = tokenHeader()
 		d.ServeHTTP(w, r)
 		answered <- doorAnswer{status: w.Code, body: w.Body.String()}
@@ -498,7 +498,7 @@ func TestDoorAnswersAfterTheCommit(t *testing.T) {
 // TestDoorAnswersInTime: whatever is slow, within 4 s of the last byte of the body.
 func TestDoorAnswersInTime(t *testing.T) {
 	t.Parallel()
-	large := call("") + strings.Repeat(" ", smallBodyBytes)
+	large := hook("") + strings.Repeat(" ", smallBodyBytes)
 	stuck := commitFunc(func(ctx context.Context, _ []store.Ask) error {
 		<-ctx.Done()
 		return store.ErrTimeout
@@ -509,13 +509,13 @@ func TestDoorAnswersInTime(t *testing.T) {
 		prepare func(d *Door)
 		want    time.Duration
 	}{
-		{"Commit", call(""), func(*Door) {}, commitWithin},
+		{"Commit", hook(""), func(*Door) {}, commitWithin},
 		{"Room", large, func(d *Door) { d.room.TryAcquire(roomBytes) }, roomWithin},
 		{"RoomAndCommit", large, func(d *Door) {
 			d.room.TryAcquire(roomBytes)
 			time.AfterFunc(time.Second, func() { d.room.Release(roomBytes) })
 		}, commitWithin},
-		{"Parsing", call(""), func(d *Door) { d.parsing.TryAcquire(maxParsing) }, commitWithin},
+		{"Parsing", hook(""), func(d *Door) { d.parsing.TryAcquire(maxParsing) }, commitWithin},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -555,7 +555,7 @@ func TestDoorStoresForWhoHungUp(t *testing.T) {
 	})
 	gone, hangUp := context.WithCancel(t.Context())
 	hangUp()
-	r := httptest.NewRequestWithContext(gone, "POST", batchPath, strings.NewReader(call("")))
+	r := httptest.NewRequestWithContext(gone, "POST", batchPath, strings.NewReader(hook("")))
 	r.Header = tokenHeader()
 	d.ServeHTTP(httptest.NewRecorder(), r)
 	d.wantStored(1)
@@ -596,7 +596,7 @@ func TestDoorMetricsArePresentAtZero(t *testing.T) {
 	if n, err := testutil.GatherAndCount(d.registry, "birdtap_sender_calls_total"); err != nil || n != len(allAnswers) {
 		t.Errorf("got %d series, %v", n, err)
 	}
-	d.post(batchPath, call(""))
+	d.post(batchPath, hook(""))
 	d.post(batchPath, "")
 	if d.answers(answerAccepted) != 1 || d.answers(answerMalformed) != 1 {
 		t.Error("calls are not counted")

@@ -22,9 +22,9 @@ type entry struct {
 	unsend   int      // unsendable ones
 }
 
-// group is the entries that may go in one call: equal messages, and variables of equal
+// gathering is the entries that may go in one call: equal messages, and variables of equal
 // names.
-type group struct {
+type gathering struct {
 	key     string
 	message Message
 	byFile  bool // all variables are strings that a file can hold
@@ -38,7 +38,7 @@ type group struct {
 // times are fed in, and what is to leave comes out.
 type gatherer struct {
 	wait   time.Duration // how long users of one campaign are gathered
-	groups map[string]*group
+	groups map[string]*gathering
 	bytes  int // of all entries
 }
 
@@ -47,7 +47,7 @@ type gatherer struct {
 const quiet = 200 * time.Millisecond
 
 func newGatherer(wait time.Duration) *gatherer {
-	return &gatherer{wait: wait, groups: map[string]*group{}}
+	return &gatherer{wait: wait, groups: map[string]*gathering{}}
 }
 
 // add takes in an ask with users.
@@ -55,7 +55,7 @@ func (g *gatherer) add(a *Ask, e entry, now time.Time) {
 	key, byFile := groupKey(a)
 	gr := g.groups[key]
 	if gr == nil {
-		gr = &group{key: key, message: a.Message, byFile: byFile}
+		gr = &gathering{key: key, message: a.Message, byFile: byFile}
 		g.groups[key] = gr
 	}
 	gr.entries = append(gr.entries, e)
@@ -94,7 +94,7 @@ func variableNames(a *Ask) (names []string, text bool) {
 }
 
 // most is how many users a call of the group may have.
-func (gr *group) most() int {
+func (gr *gathering) most() int {
 	switch {
 	case gr.message.Mode == ModeCSV, gr.message.Job == "" && gr.byFile && gr.users > sendbird.MaxBatchTargets:
 		return sendbird.MaxFileTargets
@@ -104,7 +104,7 @@ func (gr *group) most() int {
 }
 
 // dueAt is when the group leaves if nobody else comes.
-func (gr *group) dueAt(wait time.Duration) time.Time {
+func (gr *gathering) dueAt(wait time.Duration) time.Time {
 	switch {
 	case gr.ended, gr.users >= sendbird.MaxFileTargets:
 		return time.Time{}
@@ -129,8 +129,8 @@ const jobWait = 15 * time.Second
 
 // next takes out the entries of one call that is due, oldest first; nil if none is.
 // crowded takes the oldest group, due or not: memory is used up.
-func (g *gatherer) next(now time.Time, crowded bool) *group {
-	var best *group
+func (g *gatherer) next(now time.Time, crowded bool) *gathering {
+	var best *gathering
 	for _, gr := range g.groups {
 		if !crowded && gr.dueAt(g.wait).After(now) {
 			continue
@@ -147,9 +147,9 @@ func (g *gatherer) next(now time.Time, crowded bool) *group {
 
 // cut takes as many entries of a group as fit one call, in order, nobody twice: who is
 // in it already waits for the next call.
-func (g *gatherer) cut(gr *group) *group {
+func (g *gatherer) cut(gr *gathering) *gathering {
 	most := gr.most()
-	out := &group{key: gr.key, message: gr.message, byFile: gr.byFile}
+	out := &gathering{key: gr.key, message: gr.message, byFile: gr.byFile}
 	seen := make(map[string]struct{}, min(gr.users, most))
 	rest := gr.entries[:0:0]
 	for i, e := range gr.entries {

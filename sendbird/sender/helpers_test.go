@@ -129,8 +129,9 @@ func (r *rig) status() Status {
 // until waits for a state of affairs.
 func (r *rig) until(what string, ok func(Status) bool) Status {
 	r.t.Helper()
-	deadline := time.Now().Add(60 * time.Second)
+	deadline := time.Now().Add(4 * time.Minute)
 	for {
+		began := time.Now()
 		st := r.status()
 		if ok(st) {
 			return st
@@ -138,7 +139,7 @@ func (r *rig) until(what string, ok func(Status) bool) Status {
 		if time.Now().After(deadline) {
 			r.t.Fatalf("waited for %s in vain; status: %+v", what, st)
 		}
-		wait(r.t.Context(), 5*time.Millisecond)
+		wait(r.t.Context(), max(5*time.Millisecond, 10*time.Since(began))) // a look at a long log costs as much as the work
 	}
 }
 

@@ -38,7 +38,7 @@ func ownSample(t testing.TB) string {
 }
 
 // call is a webhook call with this beside template_key, for one user.
-func call(keyValues string) string {
+func hook(keyValues string) string {
 	return `{"key_values":{"template_key":"k"` + keyValues + `},"profiles":{"identity":"u"}}`
 }
 
@@ -274,23 +274,23 @@ func TestMistakes(t *testing.T) {
 		{`{"targetId":1e3,"key_values":{}}`, `targetId must be an integer, or text of one line`},
 		{`{"targetId":null,"key_values":{}}`, `targetId must be an integer, or text of one line`},
 		{`{"targetId":"canary\u0000","key_values":{}}`, `targetId must be an integer, or text of one line`},
-		{call(`,"var_name":"canary"`), `key_values: unknown name "var_name"` + unknownName},
-		{call(`,"templatekey":"canary"`), `key_values: unknown name "templatekey"` + unknownName},
-		{call(`,"Template_Key":"canary"`), `key_values: unknown name "Template_Key"` + unknownName},
-		{call(`,"Var.x":["canary"]`), `key_values: unknown name "Var.x"` + unknownName},
-		{call(`,"` + strings.Repeat("ä", 70) + `":1`), `key_values: unknown name "` + strings.Repeat("ä", 64) + `…"` + unknownName},
-		{call(`,"\u0000":1`), `key_values: unknown name "\x00"` + unknownName},
-		{call(`,"var.":"canary"`), `key_values: "var.": the name of a variable is text of one line, not empty`},
-		{call(`,"var.a\nb":"canary"`), `key_values: "var.a\nb": the name of a variable is text of one line, not empty`},
-		{call(`,"tag":{"a":"canary"}`), `key_values: "tag" must be text`},
-		{call(`,"push.a":null`), `key_values: "push.a" must be text`},
-		{call(`,"receiver":[]`), `key_values: "receiver" must be text`},
-		{call(`,"priority":"canary"`), `priority: must be high, normal or low`},
-		{call(`,"tag":"canary\n"`), `tag: must be text of one line`},
-		{call(`,"title":"canary\u007f"`), `title: must be text of one line`},
-		{call(`,"event_name":"canary\n"`), `event_name: must be text of one line`},
-		{call(`,"push.":"canary"`), `push.<key>: keys and values are text, keys not empty`},
-		{call(`,"push.1":"","push.2":"","push.3":"","push.4":"","push.5":"","push.6":""`), `push.<key>: at most 5 pairs`},
+		{hook(`,"var_name":"canary"`), `key_values: unknown name "var_name"` + unknownName},
+		{hook(`,"templatekey":"canary"`), `key_values: unknown name "templatekey"` + unknownName},
+		{hook(`,"Template_Key":"canary"`), `key_values: unknown name "Template_Key"` + unknownName},
+		{hook(`,"Var.x":["canary"]`), `key_values: unknown name "Var.x"` + unknownName},
+		{hook(`,"` + strings.Repeat("ä", 70) + `":1`), `key_values: unknown name "` + strings.Repeat("ä", 64) + `…"` + unknownName},
+		{hook(`,"\u0000":1`), `key_values: unknown name "\x00"` + unknownName},
+		{hook(`,"var.":"canary"`), `key_values: "var.": the name of a variable is text of one line, not empty`},
+		{hook(`,"var.a\nb":"canary"`), `key_values: "var.a\nb": the name of a variable is text of one line, not empty`},
+		{hook(`,"tag":{"a":"canary"}`), `key_values: "tag" must be text`},
+		{hook(`,"push.a":null`), `key_values: "push.a" must be text`},
+		{hook(`,"receiver":[]`), `key_values: "receiver" must be text`},
+		{hook(`,"priority":"canary"`), `priority: must be high, normal or low`},
+		{hook(`,"tag":"canary\n"`), `tag: must be text of one line`},
+		{hook(`,"title":"canary\u007f"`), `title: must be text of one line`},
+		{hook(`,"event_name":"canary\n"`), `event_name: must be text of one line`},
+		{hook(`,"push.":"canary"`), `push.<key>: keys and values are text, keys not empty`},
+		{hook(`,"push.1":"","push.2":"","push.3":"","push.4":"","push.5":"","push.6":""`), `push.<key>: at most 5 pairs`},
 		{`{"key_values":{"priority":"canary"},"profiles":{"key_values":{"template_key":"k"}}}`, `priority: must be high, normal or low`},
 
 		{`{"template":{"key":"k"},"targets":["u"],"profiles":[]}`, `unknown member "profiles" beside template and targets`},
@@ -426,7 +426,7 @@ func TestTargetIDsKeepTheirDigits(t *testing.T) {
 	t.Parallel()
 	for _, id := range []string{"0", "-1", "2147483648", "9007199254740993", "9223372036854775808", "18446744073709551616", `"0001"`, `"c-1"`, `""`} {
 		want := strings.Trim(id, `"`)
-		if got := lone(t, strings.Replace(call(""), "{", `{"targetId":`+id+`,`, 1)).Target; got != want {
+		if got := lone(t, strings.Replace(hook(""), "{", `{"targetId":`+id+`,`, 1)).Target; got != want {
 			t.Errorf("targetId %s: got %q", id, got)
 		}
 		if got := lone(t, `{"template":{"key":"k"},"targets":["u"],"target_id":`+id+`}`).Target; got != want {
@@ -438,7 +438,7 @@ func TestTargetIDsKeepTheirDigits(t *testing.T) {
 func TestMalformedBodies(t *testing.T) {
 	t.Parallel()
 	nested := func(n int) string {
-		return strings.Replace(call(""), "{", `{"x":`+strings.Repeat("[", n-1)+strings.Repeat("]", n-1)+`,`, 1)
+		return strings.Replace(hook(""), "{", `{"x":`+strings.Repeat("[", n-1)+strings.Repeat("]", n-1)+`,`, 1)
 	}
 	for _, body := range []string{
 		"", " ", "null", "true", "7", `"x"`, "[]", `[{}]`, "{", `{"a":1`, `{"a":1}}`, `{} x`, "{}{}", "{} {}", "\ufeff{}", "{}\x00", `{"a":1,}`, `{a:1}`, `{'a':1}`,
@@ -451,7 +451,7 @@ func TestMalformedBodies(t *testing.T) {
 		}
 	}
 	mustParse(t, ModeBatch, nested(32))
-	mustParse(t, ModeBatch, " \t\r\n"+call("")+" \n")
+	mustParse(t, ModeBatch, " \t\r\n"+hook("")+" \n")
 }
 
 // TestLimitsOfACall: each limit is taken, and one more is not.
@@ -489,17 +489,17 @@ func TestLimitsOfACall(t *testing.T) {
 	if got := lone(t, own(81)); len(got.Users) != 0 {
 		t.Error("81 characters are taken")
 	}
-	checkRequest(t, mustParse(t, ModeBatch, call(`,"push.1":"","push.2":"","push.3":"","push.4":"","push.5":""`)))
+	checkRequest(t, mustParse(t, ModeBatch, hook(`,"push.1":"","push.2":"","push.3":"","push.4":"","push.5":""`)))
 
 	// What is common to all users, and what each has.
 	const messageBeside = 256 + len(`"k"`) + 5*len(`""`)
-	checkRequest(t, mustParse(t, ModeBatch, call(`,"title":"`+text(maxMessageBytes-messageBeside)+`"`)))
-	refused("message", call(`,"title":"`+text(maxMessageBytes-messageBeside+1)+`"`),
+	checkRequest(t, mustParse(t, ModeBatch, hook(`,"title":"`+text(maxMessageBytes-messageBeside)+`"`)))
+	refused("message", hook(`,"title":"`+text(maxMessageBytes-messageBeside+1)+`"`),
 		"template, event, target, tag, title and push data: together at most 64 KiB")
 	const variableBeside = len(`"v"`) + len(`""`) + 16
 	full := text(maxVariablesBytes - variableBeside)
-	checkRequest(t, mustParse(t, ModeBatch, call(`,"title":"`+text(maxMessageBytes-messageBeside)+`","var.v":"`+full+`"`)))
-	refused("variables", call(`,"var.v":"`+full+`x"`), "key_values: the variables may have 512 KiB together")
+	checkRequest(t, mustParse(t, ModeBatch, hook(`,"title":"`+text(maxMessageBytes-messageBeside)+`","var.v":"`+full+`"`)))
+	refused("variables", hook(`,"var.v":"`+full+`x"`), "key_values: the variables may have 512 KiB together")
 	for _, body := range []string{
 		`{"key_values":{"template_key":"k"},"profiles":[{"identity":"u","key_values":{"var.v":"` + full + `x"}},{"identity":"v","key_values":{"var.v":"` + full + `"}}]}`,
 		`{"template":{"key":"k","variables":{"u":{"v":"` + full + `x"},"v":{"v":"` + full + `"}}},"targets":["u","v"]}`,
@@ -606,7 +606,7 @@ func TestCallKeyJoinsAndKeepsApart(t *testing.T) {
 // sent, or in a refusal that has none.
 func FuzzWebhook(f *testing.F) {
 	for _, body := range []string{
-		broadcastCall, singleCall, testCall, afterPushCall, ownSample(f), call(`,"var.i":"{\"url\":\"https://x.test\",\"width\":1,\"height\":1}","receiver":"a"`),
+		broadcastCall, singleCall, testCall, afterPushCall, ownSample(f), hook(`,"var.i":"{\"url\":\"https://x.test\",\"width\":1,\"height\":1}","receiver":"a"`),
 		`{"key_values":{"template_key":"k"},"profiles":[{"identity":"a"},{"identity":"a","key_values":{"var.v":{"type":"web","data":"https://x.test"},"push.a":"b","tag":"t"}},{"profileData":{}}]}`,
 		`{"template":{"key":"k","variables":{"a":{"v":"1"},"b":{"v":{"url":"https://x.test","width":1,"height":2}}}},"targets":["a","b","c"],"mode":"batch","priority":"high","target_id":1}`,
 	} {

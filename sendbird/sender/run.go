@@ -440,7 +440,7 @@ func (t *term) admit(at place, accepted time.Time, raw *store.Ask, now time.Time
 	}
 	e := newEntry(at, accepted, &a, raw.Data)
 	if a.Mode == ModeRealtime || len(a.Users) == 0 {
-		t.realtime = append(t.realtime, t.newCall(&group{message: a.Message, entries: []entry{e}, users: len(e.users)}, a.Mode))
+		t.realtime = append(t.realtime, t.newCall(&gathering{message: a.Message, entries: []entry{e}, users: len(e.users)}, a.Mode))
 	} else {
 		t.gatherer.add(&a, e, now)
 	}
@@ -526,7 +526,7 @@ func (t *term) recoverRest() {
 // on, for nobody was notified; of any other nobody knows.
 func (t *term) regained(r *recovering) {
 	delete(t.recover, r.Number)
-	g := &group{message: r.message, entries: r.entries}
+	g := &gathering{message: r.message, entries: r.entries}
 	for _, e := range r.entries {
 		g.users += len(e.users)
 	}
@@ -538,7 +538,7 @@ func (t *term) regained(r *recovering) {
 	t.lost = append(t.lost, c)
 }
 
-func (t *term) newCall(g *group, mode Mode) *call {
+func (t *term) newCall(g *gathering, mode Mode) *call {
 	c := &call{number: t.nextCall, mode: mode, group: g}
 	t.nextCall++
 	return c
@@ -555,7 +555,7 @@ func (t *term) order(at place, a *Ask) {
 	}
 	h := t.held[i]
 	t.orders[id] = true
-	c := t.newCall(&group{entries: []entry{{at: at}}, users: h.Users}, h.Mode)
+	c := t.newCall(&gathering{entries: []entry{{at: at}}, users: h.Users}, h.Mode)
 	c.released, c.dropped, c.again = id, a.Drop != "", true
 	t.batches = slices.Insert(t.batches, 0, c)
 }

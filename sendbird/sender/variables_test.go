@@ -81,7 +81,7 @@ func TestCallsAreChargedNoLess(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("x", 10_000)
 	for _, body := range []string{
-		broadcastCall, call(`,"var.v":"` + long + `"`),
+		broadcastCall, hook(`,"var.v":"` + long + `"`),
 		`{"key_values":{"template_key":"k","var.v":"1"},"profiles":{"identity":"u","key_values":{"var.v":"` + long + `"}}}`,
 		`{"key_values":{"template_key":"k"},"profiles":{"identity":"u","key_values":{"tag":"` + long + `"}}}`,
 		`{"key_values":{"template_key":"k","receiver":"` + long + `"},"profiles":[{},{"identity":"u"}]}`,
