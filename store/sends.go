@@ -87,6 +87,18 @@ func (s *Store) OpenSends(ctx context.Context) (*Sends, error) {
 	return sends, nil
 }
 
+// FindSends opens the sender's part if it is there, and returns nil if it never was.
+func (s *Store) FindSends(ctx context.Context) (*Sends, error) {
+	have, err := s.lookUpStream(ctx, s.names.sendsStream)
+	if errors.Is(err, errDenied) || err == nil && have == nil {
+		return nil, nil //nolint:nilnil,nilerr // none that this user could see, and no error
+	}
+	if err != nil {
+		return nil, err
+	}
+	return s.OpenSends(ctx)
+}
+
 // sendStreams describes the three streams. As on the queue nothing is deleted
 // silently, but for the list of those who were not sent to: its newest entries stay,
 // and the counts beside it are exact without it.

@@ -303,7 +303,7 @@ func TestStatusText(t *testing.T) {
 		"delivering": {Accepted: 100, Delivered: 60, Queued: 40, Rate: 1234.5, Oldest: 1250 * time.Millisecond, QueueBytes: 10_000, Breaker: "closed", Holder: "ABC", Term: 1},
 	} {
 		var b bytes.Buffer
-		if err := writeStatus(&b, st); err != nil {
+		if err := writeStatus(&b, st, nil); err != nil {
 			t.Fatal(err)
 		}
 		golden(t, "status-"+name+".txt", b.String())

@@ -14,6 +14,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/spf13/cobra"
 
+	"github.com/birdtap/birdtap/sendbird/sender"
 	"github.com/birdtap/birdtap/store"
 )
 
@@ -62,6 +63,7 @@ type statusJSON struct {
 	Relay         relayJSON `json:"relay"`
 
 	Identities *identitiesJSON `json:"identities,omitzero"` // absent: no identity map
+	Sends      *sendsJSON      `json:"sends,omitzero"`      // absent: nothing was ever to be sent
 }
 
 type relayJSON struct {
@@ -69,7 +71,7 @@ type relayJSON struct {
 	Term   uint64 `json:"term"`
 }
 
-func newStatusJSON(st store.Status) statusJSON {
+func newStatusJSON(st store.Status, sends *sender.Status) statusJSON {
 	j := statusJSON{
 		Accepted: st.Accepted, Replayed: st.Replayed,
 		Delivered: st.Delivered, Deduplicated: st.Deduplicated, Died: st.Died, Queued: st.Queued,
@@ -82,27 +84,34 @@ func newStatusJSON(st store.Status) statusJSON {
 		ids := newIdentitiesJSON(*st.Identities)
 		j.Identities = &ids
 	}
+	if sends != nil {
+		j.Sends = newSendsJSON(sends)
+	}
 	return j
 }
 
 func (p *program) printStatus(ctx context.Context, asJSON bool) error {
 	var st store.Status
+	var sends *sender.Status
 	err := p.withStore(ctx, nil, func(ctx context.Context, s *store.Store) (err error) {
-		st, err = s.Status(ctx)
+		if st, err = s.Status(ctx); err != nil {
+			return err
+		}
+		sends, err = sendsStatus(ctx, s)
 		return err
 	})
 	if err != nil {
 		return err
 	}
 	if asJSON {
-		line, err := json.Marshal(newStatusJSON(st), json.Deterministic(true))
+		line, err := json.Marshal(newStatusJSON(st, sends), json.Deterministic(true))
 		if err != nil {
 			return err
 		}
 		_, err = p.out.Write(append(line, '\n'))
 		return err
 	}
-	return writeStatus(p.out, st)
+	return writeStatus(p.out, st, sends)
 }
 
 // clearScreen moves a terminal's cursor home and wipes what stood there.
@@ -134,7 +143,7 @@ func (p *program) watchStatus(ctx context.Context, asJSON bool) error {
 
 // writeStatus is the account for a person: first what matters now, then the
 // figures, then what to do about the dead.
-func writeStatus(w io.Writer, st store.Status) error {
+func writeStatus(w io.Writer, st store.Status, sends *sender.Status) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s\n\n", headline(st))
 	t := tabwriter.NewWriter(&b, 0, 0, 2, ' ', tabwriter.AlignRight)
@@ -158,6 +167,11 @@ func writeStatus(w io.Writer, st store.Status) error {
 	}
 	if err := writeDead(&b, st); err != nil {
 		return err
+	}
+	if sends != nil {
+		if err := writeSends(&b, sends); err != nil {
+			return err
+		}
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
