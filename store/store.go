@@ -285,7 +285,7 @@ func (s *Store) dial(address string, opts ...nats.Option) error {
 		// The library gives up for ever when it is refused twice, but credentials
 		// may be late on one server of a cluster.
 		nats.IgnoreAuthErrorAbort(),
-		nats.CustomInboxPrefix("_INBOX." + s.opts.Prefix),
+		nats.CustomInboxPrefix(s.opts.inboxPrefix()),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			s.denied.hear(err)
 			s.log.Warn("queue connection", zap.Error(err))
