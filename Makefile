@@ -17,6 +17,15 @@ TOOL := go tool -modfile=.ci/tools.mod
 build: ## Build bin/birdtap, static
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)' -o bin/birdtap ./cmd/birdtap
 
+IMAGE ?= birdtap:dev
+CA    ?= /etc/ssl/certs/ca-certificates.crt
+
+.PHONY: image
+image: build ## Docker image around bin/birdtap, named IMAGE (birdtap:dev); needs no registry
+	rm -rf bin/image && mkdir -p bin/image/data
+	cp bin/birdtap bin/image/ && cp $(CA) bin/image/ca-certificates.crt
+	docker build -q -f deploy/Dockerfile --target prebuilt -t $(IMAGE) bin/image
+
 .PHONY: demo
 demo: build ## Play the demo: real daemon, fake vendors, faults; fails if a receipt is lost
 	bin/birdtap demo
@@ -68,6 +77,10 @@ lint: ## All linters, formatting included
 fmt: ## Format the source
 	$(TOOL) golangci-lint fmt
 
+.PHONY: helm-lint
+helm-lint: ## What is shipped in deploy/: chart, compose file, alert rules, unit; no Docker, no network
+	cd deploy/check && go test -count=1 -timeout 15m ./...
+
 .PHONY: vuln
 vuln: ## Known vulnerabilities in what birdtap calls
 	.ci/vuln
@@ -77,6 +90,7 @@ tidy-check: ## go.mod is tidy, modules are what their checksums say
 	go mod tidy -diff
 	go mod verify
 	go mod verify -modfile=.ci/tools.mod
+	cd deploy/check && go mod verify
 
 ##@ Other
 

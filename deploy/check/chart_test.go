@@ -1,0 +1,377 @@
+package check
+
+import (
+	"errors"
+	"io"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/yannh/kubeconform/pkg/validator"
+	"go.yaml.in/yaml/v3"
+	"helm.sh/helm/v3/pkg/chart/loader"
+	"helm.sh/helm/v3/pkg/chartutil"
+	"helm.sh/helm/v3/pkg/engine"
+	"helm.sh/helm/v3/pkg/lint"
+	"helm.sh/helm/v3/pkg/lint/support"
+)
+
+const (
+	chartDir   = "../helm/birdtap"
+	kubernetes = "v1.30.0" // the oldest that the chart says it is for
+)
+
+// render is `helm template`: the chart's manifests, by file.
+func render(t *testing.T, values map[string]any) (map[string]string, error) {
+	t.Helper()
+	c, err := loader.LoadDir(chartDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	caps := chartutil.DefaultCapabilities.Copy()
+	caps.KubeVersion = chartutil.KubeVersion{Version: kubernetes, Major: "1", Minor: "30"}
+	all, err := chartutil.ToRenderValues(c, values, chartutil.ReleaseOptions{Name: "birdtap", Namespace: "test", IsInstall: true}, caps)
+	if err != nil {
+		return nil, err
+	}
+	return engine.Render(c, all)
+}
+
+func valuesFiles(t *testing.T) []string {
+	t.Helper()
+	files, err := filepath.Glob("testdata/values/*.yaml")
+	if err != nil || len(files) < 4 {
+		t.Fatalf("%d files with values, %v", len(files), err)
+	}
+	return files
+}
+
+func readValues(t *testing.T, file string) map[string]any {
+	t.Helper()
+	values, err := chartutil.ReadValuesFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return values
+}
+
+// schemas is kubeconform, with the schemas that are kept beside the chart: a field that
+// Kubernetes does not know is an error, and so is a kind without a schema.
+func schemas(t *testing.T) validator.Validator {
+	t.Helper()
+	v, err := validator.New([]string{"../helm/schemas/{{ .ResourceKind }}_{{ .ResourceAPIVersion }}.json"}, validator.Opts{Strict: true, KubernetesVersion: "1.30.0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+func validate(t *testing.T, v validator.Validator, name, text string) []error {
+	t.Helper()
+	var errs []error
+	for _, r := range v.Validate(name, io.NopCloser(strings.NewReader(text))) {
+		if r.Status == validator.Invalid || r.Status == validator.Error {
+			errs = append(errs, r.Err)
+		}
+	}
+	return errs
+}
+
+func TestChartLints(t *testing.T) {
+	for _, file := range valuesFiles(t) {
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			version := chartutil.KubeVersion{Version: kubernetes, Major: "1", Minor: "30"}
+			for _, m := range lint.AllWithKubeVersion(chartDir, readValues(t, file), "test", &version).Messages {
+				if m.Severity > support.InfoSev { // as helm lint --strict
+					t.Error(m)
+				}
+			}
+		})
+	}
+}
+
+func TestChartRendersWhatKubernetesTakes(t *testing.T) {
+	v := schemas(t)
+	for _, file := range valuesFiles(t) {
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			values := readValues(t, file)
+			out, err := render(t, values)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var all []manifest
+			for name, text := range out {
+				if filepath.Ext(name) != ".yaml" {
+					continue
+				}
+				for _, err := range validate(t, v, name, text) {
+					t.Errorf("%s: %v", name, err)
+				}
+				all = append(all, parse(t, name, text)...)
+			}
+			checkManifests(t, all)
+		})
+	}
+}
+
+// The schemas are worth something only if they find what is wrong.
+func TestSchemasFindMistakes(t *testing.T) {
+	v := schemas(t)
+	const good = "apiVersion: policy/v1\nkind: PodDisruptionBudget\nmetadata: {name: a}\nspec: {maxUnavailable: 1, selector: {matchLabels: {a: b}}}\n"
+	if errs := validate(t, v, "good", good); len(errs) > 0 {
+		t.Errorf("%v", errs)
+	}
+	for what, text := range map[string]string{
+		"unknown field":     strings.Replace(good, "maxUnavailable", "maxUnavailabel", 1),
+		"wrong type":        strings.Replace(good, "maxUnavailable: 1", "maxUnavailable: [1]", 1),
+		"unknown kind":      strings.Replace(good, "PodDisruptionBudget", "PodDisruptionBudgets", 1),
+		"deep down":         "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\nspec: {selector: {}, template: {spec: {containers: [{name: a, readinesProbe: {}}]}}}\n",
+		"required":          "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\nspec: {template: {spec: {containers: [{name: a}]}}}\n",
+		"of ServiceMonitor": "apiVersion: monitoring.coreos.com/v1\nkind: ServiceMonitor\nmetadata: {name: a}\nspec: {selector: {}, endpoints: [{prot: ops}]}\n",
+	} {
+		if errs := validate(t, v, what, text); len(errs) == 0 {
+			t.Errorf("%s is not found", what)
+		}
+	}
+}
+
+// What the values cannot mean is refused before anything is installed.
+func TestChartRefuses(t *testing.T) {
+	set := func(file, path string, value any) map[string]any {
+		values := readValues(t, "testdata/values/"+file)
+		at := values
+		names := strings.Split(path, ".")
+		for _, name := range names[:len(names)-1] {
+			next, _ := at[name].(map[string]any)
+			if next == nil {
+				next = map[string]any{}
+			}
+			next = maps.Clone(next)
+			at[name], at = next, next
+		}
+		at[names[len(names)-1]] = value
+		return values
+	}
+	for what, tt := range map[string]struct {
+		values map[string]any
+		says   string
+	}{
+		"no account":             {set("cluster.yaml", "clevertap.accountId", ""), "accountId"},
+		"no passcode":            {set("cluster.yaml", "clevertap.existingSecret", ""), "existingSecret"},
+		"no token":               {set("embedded.yaml", "ops.existingSecret", ""), "existingSecret"},
+		"no NATS":                {set("cluster.yaml", "nats.url", ""), "nats.url"},
+		"password in the URL":    {set("cluster.yaml", "nats.url", "tls://user:pw@nats:4222"), "url"},
+		"unknown value":          {set("cluster.yaml", "relais", 2), "relais"},
+		"unknown mode":           {set("cluster.yaml", "mode", "both"), "mode"},
+		"memory without unit":    {set("cluster.yaml", "relay.resources", map[string]any{"limits": map[string]any{"memory": "256"}}), "memory"},
+		"no limit of memory":     {set("cluster.yaml", "relay.resources", map[string]any{"limits": map[string]any{"memory": nil}}), "memory"},
+		"secret in config":       {set("cluster.yaml", "config.CLEVERTAP_PASSCODE", "x"), "CLEVERTAP_PASSCODE"},
+		"prefix in config":       {set("cluster.yaml", "config.BIRDTAP_LOG_LEVEL", "x"), "BIRDTAP_LOG_LEVEL"},
+		"too many calls":         {set("embedded.yaml", "embedded.replicas", 3), "15 calls"},
+		"sender, half":           {set("cluster.yaml", "sender.enabled", true), "sender.appId"},
+		"sender without NATS":    {set("embedded.yaml", "sender.enabled", true), "mode cluster"},
+		"region and URL":         {set("embedded-everything.yaml", "clevertap.region", "in1"), "not both"},
+		"size that is none":      {set("everything.yaml", "config.QUEUE_MAX_BYTES", "many"), "no size"},
+		"ingress without a host": {set("cluster.yaml", "ingress.enabled", true), "ingress.host"},
+	} {
+		if _, err := render(t, tt.values); err == nil || !strings.Contains(err.Error(), tt.says) {
+			t.Errorf("%s: %v, want an error with %q", what, err, tt.says)
+		}
+	}
+}
+
+// The queue's size in the alerts is the one that birdtap is given.
+func TestChartSetsTheQueueSizeOfTheAlerts(t *testing.T) {
+	for file, want := range map[string]string{"everything.yaml": "vector(53687091200)", "embedded-everything.yaml": "vector(8589934592)"} {
+		out, err := render(t, readValues(t, "testdata/values/"+file))
+		if text := out["birdtap/templates/monitoring.yaml"]; err != nil || !strings.Contains(text, want) {
+			t.Errorf("%s: no %s in the rules, %v", file, want, err)
+		}
+	}
+}
+
+type probe struct {
+	HTTPGet struct{ Path, Port string } `yaml:"httpGet"`
+}
+
+type container struct {
+	Image string
+	Args  []string
+	Env   []struct {
+		Name, Value string
+		ValueFrom   any `yaml:"valueFrom"`
+	}
+	Ports []struct {
+		Name          string
+		ContainerPort int `yaml:"containerPort"`
+	}
+	Live      probe `yaml:"livenessProbe"`
+	Ready     probe `yaml:"readinessProbe"`
+	Lifecycle struct {
+		PreStop struct{ Sleep struct{ Seconds int } } `yaml:"preStop"`
+	}
+	Resources       struct{ Limits map[string]string }
+	SecurityContext struct {
+		AllowPrivilegeEscalation *bool `yaml:"allowPrivilegeEscalation"`
+		ReadOnlyRootFilesystem   bool  `yaml:"readOnlyRootFilesystem"`
+		Capabilities             struct{ Drop []string }
+	} `yaml:"securityContext"`
+	Mounts []mount `yaml:"volumeMounts"`
+}
+
+type mount struct {
+	Name string
+	Path string `yaml:"mountPath"`
+}
+
+type podSpec struct {
+	Automount       *bool `yaml:"automountServiceAccountToken"`
+	ServiceLinks    *bool `yaml:"enableServiceLinks"`
+	Grace           int   `yaml:"terminationGracePeriodSeconds"`
+	SecurityContext struct {
+		RunAsNonRoot   bool                  `yaml:"runAsNonRoot"`
+		RunAsUser      int                   `yaml:"runAsUser"`
+		SeccompProfile struct{ Type string } `yaml:"seccompProfile"`
+	} `yaml:"securityContext"`
+	Spread     []any `yaml:"topologySpreadConstraints"`
+	Containers []container
+	Volumes    []struct{ Name string }
+}
+
+type manifest struct {
+	file     string
+	Kind     string
+	Metadata struct{ Name string }
+	Spec     struct {
+		Template struct {
+			Metadata struct{ Labels map[string]string }
+			Spec     podSpec
+		}
+		PodSelector struct {
+			MatchLabels map[string]string `yaml:"matchLabels"`
+		} `yaml:"podSelector"`
+		Selector             any
+		VolumeClaimTemplates []struct{ Metadata struct{ Name string } } `yaml:"volumeClaimTemplates"`
+	}
+}
+
+func parse(t *testing.T, file, text string) []manifest {
+	t.Helper()
+	var all []manifest
+	d := yaml.NewDecoder(strings.NewReader(text))
+	for {
+		m := manifest{file: file}
+		err := d.Decode(&m)
+		if errors.Is(err, io.EOF) {
+			return all
+		}
+		if err != nil {
+			t.Fatalf("%s: %v", file, err)
+		}
+		if m.Kind != "" {
+			all = append(all, m)
+		}
+	}
+}
+
+// checkManifests holds what no schema can say.
+func checkManifests(t *testing.T, all []manifest) {
+	t.Helper()
+	count := map[string]int{}
+	for _, m := range all {
+		count[m.Kind]++
+	}
+	for _, m := range all {
+		if !slices.Contains([]string{"Deployment", "StatefulSet", "Job"}, m.Kind) {
+			continue
+		}
+		role := m.Spec.Template.Metadata.Labels["app.kubernetes.io/component"]
+		checkPod(t, m, role)
+		covered := 0
+		for _, p := range all {
+			if p.Kind == "NetworkPolicy" && p.Spec.PodSelector.MatchLabels["app.kubernetes.io/component"] == role {
+				covered++
+			}
+		}
+		if count["NetworkPolicy"] > 0 && covered != 1 {
+			t.Errorf("%d network policies for %s, want 1", covered, role)
+		}
+	}
+	if daemons := count["Deployment"] + count["StatefulSet"]; count["PodDisruptionBudget"] != daemons {
+		t.Errorf("%d disruption budgets for %d daemons", count["PodDisruptionBudget"], daemons)
+	}
+	if count["Secret"]+count["Role"]+count["ClusterRole"]+count["RoleBinding"] > 0 {
+		t.Errorf("the chart makes secrets or rights: %v", count)
+	}
+}
+
+func checkPod(t *testing.T, m manifest, role string) {
+	t.Helper()
+	p := m.Spec.Template.Spec
+	is := func(ok bool, what string) {
+		t.Helper()
+		if !ok {
+			t.Errorf("%s: %s", m.Metadata.Name, what)
+		}
+	}
+	isFalse := func(b *bool) bool { return b != nil && !*b }
+	is(isFalse(p.Automount), "has a service account's token")
+	is(isFalse(p.ServiceLinks), "services would set variables that birdtap refuses")
+	is(p.SecurityContext.RunAsNonRoot && p.SecurityContext.RunAsUser == 65532, "runs as root")
+	is(p.SecurityContext.SeccompProfile.Type == "RuntimeDefault", "no seccomp profile")
+	if len(p.Containers) != 1 {
+		t.Fatalf("%s has %d containers", m.Metadata.Name, len(p.Containers))
+	}
+	c := p.Containers[0]
+	is(isFalse(c.SecurityContext.AllowPrivilegeEscalation) && c.SecurityContext.ReadOnlyRootFilesystem, "may gain rights, or write its root")
+	is(slices.Equal(c.SecurityContext.Capabilities.Drop, []string{"ALL"}), "keeps capabilities")
+	is(slices.Equal(c.Args, []string{role}), "is told to be something else")
+	is(!strings.HasSuffix(c.Image, ":latest") && strings.ContainsAny(c.Image, ":@"), "its image is not pinned")
+
+	volumes := map[string]bool{}
+	for _, v := range p.Volumes {
+		volumes[v.Name] = true
+	}
+	for _, v := range m.Spec.VolumeClaimTemplates {
+		volumes[v.Metadata.Name] = true
+	}
+	for _, mount := range c.Mounts {
+		is(volumes[mount.Name], "mounts "+mount.Name+", which is no volume")
+	}
+	env := map[string]string{}
+	for _, v := range c.Env {
+		_, twice := env[v.Name]
+		is(!twice, v.Name+" is set twice")
+		is(v.ValueFrom == nil, v.Name+" brings a secret into the environment")
+		env[v.Name] = v.Value
+		if strings.HasSuffix(v.Name, "_FILE") || v.Name == "BIRDTAP_DATA_DIR" {
+			is(slices.ContainsFunc(c.Mounts, func(m mount) bool { return strings.HasPrefix(v.Value, m.Path+"/") }), v.Name+" lies on no volume")
+		}
+	}
+	checkEnvironment(t, m.Metadata.Name, env)
+	if role == "init" {
+		return
+	}
+
+	ports := map[string]int{}
+	for _, port := range c.Ports {
+		ports[port.Name] = port.ContainerPort
+	}
+	doors := role != "relay"
+	is(env["BIRDTAP_OPS_ADDR"] == ":"+strconv.Itoa(ports["ops"]), "its ops port is another than the container's")
+	is(!doors || env["BIRDTAP_HTTP_ADDR"] == ":"+strconv.Itoa(ports["http"]), "its doors' port is another than the container's")
+	is(c.Live.HTTPGet.Path == "/healthz" && c.Live.HTTPGet.Port == "ops", "liveness")
+	is(c.Ready.HTTPGet.Path == "/readyz" && c.Ready.HTTPGet.Port == "ops", "readiness")
+	is(p.Grace == 45 && (c.Lifecycle.PreStop.Sleep.Seconds == 10) == doors, "stops too early")
+	is(len(p.Spread) == 2, "is not spread")
+
+	limit := c.Resources.Limits["memory"]
+	n, err := strconv.Atoi(strings.TrimRight(limit, "MGi"))
+	if strings.HasSuffix(limit, "Gi") {
+		n *= 1024
+	}
+	is(err == nil && env["GOMEMLIMIT"] == strconv.Itoa(n*85/100)+"MiB", "GOMEMLIMIT "+env["GOMEMLIMIT"]+" beside a limit of "+limit)
+}

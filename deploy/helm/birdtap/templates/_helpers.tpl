@@ -1,0 +1,277 @@
+{{- define "birdtap.name" -}}
+{{- if contains .Chart.Name .Release.Name }}{{ .Release.Name | trunc 40 | trimSuffix "-" }}
+{{- else }}{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 40 | trimSuffix "-" }}{{ end }}
+{{- end }}
+
+{{- define "birdtap.selector" -}}
+app.kubernetes.io/name: birdtap
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "birdtap.labels" -}}
+{{ include "birdtap.selector" . }}
+app.kubernetes.io/version: {{ .Values.image.tag | default .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+{{- end }}
+
+{{- define "birdtap.image" -}}
+{{- if .Values.image.digest }}{{ .Values.image.repository }}@{{ .Values.image.digest }}
+{{- else }}{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}{{ end }}
+{{- end }}
+
+{{- /* Go's own limit, 85 % of the container's: "256Mi" becomes 217MiB. */}}
+{{- define "birdtap.gomemlimit" -}}
+{{- $mebibytes := int (regexFind "^[0-9]+" .) }}
+{{- if hasSuffix "Gi" . }}{{ $mebibytes = mul $mebibytes 1024 }}{{ end }}
+{{- div (mul $mebibytes 85) 100 }}MiB
+{{- end }}
+
+{{- /* A size as birdtap reads it, in bytes. */}}
+{{- define "birdtap.bytes" -}}
+{{- $units := dict "" 1 "b" 1 "kb" 1000 "mb" 1000000 "gb" 1000000000 "tb" 1000000000000 "kib" 1024 "mib" 1048576 "gib" 1073741824 "tib" 1099511627776 "ki" 1024 "mi" 1048576 "gi" 1073741824 "ti" 1099511627776 }}
+{{- $unit := lower (trim (regexReplaceAll "^[0-9]+" . "")) }}
+{{- if not (hasKey $units $unit) }}{{ fail (printf "%q is no size such as 8GiB" .) }}{{ end }}
+{{- mul (regexFind "^[0-9]+" .) (get $units $unit) }}
+{{- end }}
+
+{{- /* What cannot be seen by the schema: one value that needs another. */}}
+{{- define "birdtap.check" -}}
+{{- $v := .Values }}
+{{- if eq $v.mode "cluster" }}
+  {{- $_ := required "nats.url: mode cluster needs the NATS cluster; one process with its own queue is mode embedded" $v.nats.url }}
+  {{- if $v.sender.enabled }}
+    {{- $_ := required "sender.appId: the Application ID of Sendbird's dashboard" $v.sender.appId }}
+    {{- $_ := required "sender.tokensSecret: a Secret with the key sender-tokens" $v.sender.tokensSecret }}
+    {{- $_ := required "sender.notificationsSecret: a Secret with the key notifications-token" $v.sender.notificationsSecret }}
+  {{- end }}
+{{- else }}
+  {{- if $v.sender.enabled }}{{ fail "sender.enabled: the sender is a role of mode cluster" }}{{ end }}
+  {{- if gt (mul $v.embedded.replicas $v.clevertap.maxInflight) 15 }}
+    {{- fail "embedded.replicas times clevertap.maxInflight is more than the 15 calls that CleverTap takes at once from one account" }}
+  {{- end }}
+{{- end }}
+{{- if and $v.clevertap.region $v.clevertap.url }}{{ fail "clevertap: set region or url, not both" }}{{ end }}
+{{- if and $v.ingress.enabled (not $v.ingress.host) }}{{ fail "ingress.host: which name?" }}{{ end }}
+{{- end }}
+
+{{- /*
+A role's environment. Arguments: root, role (ingest, relay, sender, serve, init).
+*/}}
+{{- define "birdtap.env" -}}
+{{- $v := .root.Values }}
+{{- $needsAccount := not (has .role (list "sender" "init")) }}
+{{- $hasDoors := or (eq .role "ingest") (eq .role "serve") }}
+{{- if ne .role "init" }}
+- {name: GOMEMLIMIT, value: {{ include "birdtap.gomemlimit" .resources.limits.memory | quote }}}
+- {name: BIRDTAP_HTTP_ADDR, value: ":8080"}
+- {name: BIRDTAP_OPS_ADDR, value: ":9090"}
+- {name: BIRDTAP_OPS_TOKEN_FILE, value: /run/secrets/birdtap/ops-token}
+{{- end }}
+- {name: BIRDTAP_DATA_DIR, value: /var/lib/birdtap/data}
+{{- if $needsAccount }}
+- {name: BIRDTAP_CLEVERTAP_ACCOUNT_ID, value: {{ $v.clevertap.accountId | quote }}}
+- {name: BIRDTAP_CLEVERTAP_PASSCODE_FILE, value: /run/secrets/birdtap/passcode}
+- {name: BIRDTAP_CLEVERTAP_MAX_INFLIGHT, value: {{ $v.clevertap.maxInflight | quote }}}
+{{- with $v.clevertap.region }}
+- {name: BIRDTAP_CLEVERTAP_REGION, value: {{ . | quote }}}
+{{- end }}
+{{- with $v.clevertap.url }}
+- {name: BIRDTAP_CLEVERTAP_URL, value: {{ . | quote }}}
+{{- end }}
+{{- end }}
+{{- if and $hasDoors $v.signing.existingSecret }}
+- {name: BIRDTAP_SENDBIRD_SIGNING_KEYS_FILE, value: /run/secrets/birdtap/signing-keys}
+{{- end }}
+{{- if and (or $hasDoors (eq .role "sender")) $v.tls.existingSecret }}
+- {name: BIRDTAP_HTTP_TLS_CERT_FILE, value: /run/secrets/tls/tls.crt}
+- {name: BIRDTAP_HTTP_TLS_KEY_FILE, value: /run/secrets/tls/tls.key}
+{{- end }}
+{{- if eq .role "sender" }}
+- {name: BIRDTAP_SENDBIRD_APP_ID, value: {{ $v.sender.appId | quote }}}
+- {name: BIRDTAP_SENDBIRD_NOTIFICATIONS_TOKEN_FILE, value: /run/secrets/birdtap/notifications-token}
+- {name: BIRDTAP_SENDER_TOKENS_FILE, value: /run/secrets/birdtap/sender-tokens}
+- {name: BIRDTAP_GATHER_WAIT, value: {{ $v.sender.gatherWait | quote }}}
+- {name: BIRDTAP_REMEMBER_SENT, value: {{ $v.sender.rememberSent | quote }}}
+{{- end }}
+{{- if eq $v.mode "cluster" }}
+- {name: BIRDTAP_NATS_URL, value: {{ $v.nats.url | quote }}}
+- {name: BIRDTAP_REPLICAS, value: {{ $v.nats.replicas | quote }}}
+- {name: BIRDTAP_STREAM_PREFIX, value: {{ $v.nats.streamPrefix | quote }}}
+{{- if index $v.nats.tls (printf "%sSecret" .user) }}
+- {name: BIRDTAP_NATS_CA_FILE, value: /run/secrets/nats/ca.crt}
+- {name: BIRDTAP_NATS_CERT_FILE, value: /run/secrets/nats/tls.crt}
+- {name: BIRDTAP_NATS_KEY_FILE, value: /run/secrets/nats/tls.key}
+{{- end }}
+{{- if index $v.nats.creds (printf "%sSecret" .user) }}
+- {name: BIRDTAP_NATS_CREDS_FILE, value: /run/secrets/nats-creds/nats.creds}
+{{- end }}
+{{- end }}
+{{- range $name, $value := $v.config }}
+- {name: BIRDTAP_{{ $name }}, value: {{ $value | quote }}}
+{{- end }}
+{{- end }}
+
+{{- define "birdtap.mounts" -}}
+{{- $v := .root.Values }}
+- {name: data, mountPath: /var/lib/birdtap}
+{{- if ne .role "init" }}
+- {name: secrets, mountPath: /run/secrets/birdtap, readOnly: true}
+{{- end }}
+{{- if and $v.tls.existingSecret (has .role (list "ingest" "serve" "sender")) }}
+- {name: tls, mountPath: /run/secrets/tls, readOnly: true}
+{{- end }}
+{{- if eq $v.mode "cluster" }}
+{{- if index $v.nats.tls (printf "%sSecret" .user) }}
+- {name: nats, mountPath: /run/secrets/nats, readOnly: true}
+{{- end }}
+{{- if index $v.nats.creds (printf "%sSecret" .user) }}
+- {name: nats-creds, mountPath: /run/secrets/nats-creds, readOnly: true}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "birdtap.volumes" -}}
+{{- $v := .root.Values }}
+{{- if ne .role "init" }}
+- name: secrets
+  projected:
+    defaultMode: 0440
+    sources:
+      - secret:
+          name: {{ required "ops.existingSecret: a Secret with the key token" $v.ops.existingSecret }}
+          items: [{key: token, path: ops-token}]
+      {{- if ne .role "sender" }}
+      - secret:
+          name: {{ required "clevertap.existingSecret: a Secret with the key passcode" $v.clevertap.existingSecret }}
+          items: [{key: passcode, path: passcode}]
+      {{- end }}
+      {{- if and $v.signing.existingSecret (has .role (list "ingest" "serve")) }}
+      - secret:
+          name: {{ $v.signing.existingSecret }}
+          items: [{key: signing-keys, path: signing-keys}]
+      {{- end }}
+      {{- if eq .role "sender" }}
+      - secret:
+          name: {{ $v.sender.tokensSecret }}
+          items: [{key: sender-tokens, path: sender-tokens}]
+      - secret:
+          name: {{ $v.sender.notificationsSecret }}
+          items: [{key: notifications-token, path: notifications-token}]
+      {{- end }}
+{{- end }}
+{{- if and $v.tls.existingSecret (has .role (list "ingest" "serve" "sender")) }}
+- name: tls
+  secret: {secretName: {{ $v.tls.existingSecret }}, defaultMode: 0440}
+{{- end }}
+{{- if eq $v.mode "cluster" }}
+- name: data  # the copy of the identity map; made anew with every pod
+  emptyDir: {sizeLimit: 2Gi}
+{{- with index $v.nats.tls (printf "%sSecret" .user) }}
+- name: nats
+  secret: {secretName: {{ . }}, defaultMode: 0440}
+{{- end }}
+{{- with index $v.nats.creds (printf "%sSecret" .user) }}
+- name: nats-creds
+  secret: {secretName: {{ . }}, defaultMode: 0440}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- /* Who runs a pod, and how little it may do. */}}
+{{- define "birdtap.podSecurity" -}}
+automountServiceAccountToken: false
+enableServiceLinks: false
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 65532
+  runAsGroup: 65532
+  fsGroup: 65532
+  fsGroupChangePolicy: OnRootMismatch
+  seccompProfile: {type: RuntimeDefault}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "birdtap.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+privileged: false
+capabilities: {drop: [ALL]}
+{{- end }}
+
+{{- /*
+The pod of a daemon. Arguments: root, role, user (of NATS), resources.
+*/}}
+{{- define "birdtap.pod" -}}
+{{- $v := .root.Values }}
+metadata:
+  labels:
+    {{- include "birdtap.labels" .root | nindent 4 }}
+    app.kubernetes.io/component: {{ .role }}
+  {{- with $v.podAnnotations }}
+  annotations: {{- toYaml . | nindent 4 }}
+  {{- end }}
+spec:
+  serviceAccountName: {{ include "birdtap.name" .root }}
+  {{- include "birdtap.podSecurity" .root | nindent 2 }}
+  # 10 s until no balancer sends anything any more, then SIGTERM, and 15 s for calls in flight.
+  terminationGracePeriodSeconds: 45
+  {{- with $v.priorityClassName }}
+  priorityClassName: {{ . }}
+  {{- end }}
+  topologySpreadConstraints:
+    {{- range $key := list "topology.kubernetes.io/zone" "kubernetes.io/hostname" }}
+    - maxSkew: 1
+      topologyKey: {{ $key }}
+      whenUnsatisfiable: {{ $v.topologySpread.whenUnsatisfiable }}
+      labelSelector:
+        matchLabels:
+          {{- include "birdtap.selector" $.root | nindent 10 }}
+          app.kubernetes.io/component: {{ $.role }}
+    {{- end }}
+  {{- with $v.nodeSelector }}
+  nodeSelector: {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with $v.tolerations }}
+  tolerations: {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with $v.affinity }}
+  affinity: {{- toYaml . | nindent 4 }}
+  {{- end }}
+  containers:
+    - name: birdtap
+      image: {{ include "birdtap.image" .root }}
+      imagePullPolicy: {{ $v.image.pullPolicy }}
+      args: [{{ .role }}]
+      env: {{- include "birdtap.env" . | nindent 8 }}
+      ports:
+        {{- if ne .role "relay" }}
+        - {name: http, containerPort: 8080}
+        {{- end }}
+        - {name: ops, containerPort: 9090}
+      # Waiting for CleverTap, standing by and recovering are no reason to be killed.
+      livenessProbe:
+        httpGet: {path: /healthz, port: ops}
+        periodSeconds: 10
+        timeoutSeconds: 5
+        failureThreshold: 6
+      readinessProbe:
+        httpGet: {path: /readyz, port: ops}
+        periodSeconds: 5
+        timeoutSeconds: 3
+        failureThreshold: 2
+      {{- if ne .role "relay" }}
+      lifecycle:
+        preStop:
+          sleep: {seconds: 10}
+      {{- end }}
+      resources: {{- toYaml .resources | nindent 8 }}
+      securityContext: {{- include "birdtap.containerSecurity" . | nindent 8 }}
+      volumeMounts: {{- include "birdtap.mounts" . | nindent 8 }}
+  volumes: {{- include "birdtap.volumes" . | nindent 4 }}
+{{- end }}
