@@ -139,7 +139,7 @@ func (r *rig) until(what string, ok func(Status) bool) Status {
 		if time.Now().After(deadline) {
 			r.t.Fatalf("waited for %s in vain; status: %+v", what, st)
 		}
-		wait(r.t.Context(), max(5*time.Millisecond, 10*time.Since(began))) // a look at a long log costs as much as the work
+		wait(r.t.Context(), max(5*time.Millisecond, 3*time.Since(began))) // a look at a long log costs as much as the work
 	}
 }
 
