@@ -139,7 +139,7 @@ func (p *calls) put(c *call) {
 		c.body, c.answer = c.body[:0], c.answer[:0]
 		c.receipts, c.refused = c.receipts[:0], c.refused[:0]
 		c.room, c.held, c.waited = nil, 0, 0
-		c.signed, c.taken, c.ignored = false, 0, 0
+		c.signed, c.taken, c.ignored, c.converter.sent = false, 0, 0, nil
 		pool.Put(c)
 	}
 	if held > 0 {

@@ -1,6 +1,9 @@
 package ingest
 
-import "net/http"
+import (
+	"context"
+	"net/http"
+)
 
 // Verifier tells whether signature is Sendbird's for exactly these bytes, and by
 // which of the signing keys, counted from 0.
@@ -34,6 +37,9 @@ func (s *Server) callback(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.metrics.verified(slot)
+	if m := s.remembered.Load(); m != nil {
+		c.lookUp(context.WithoutCancel(r.Context()), m) // as commit: a caller may hang up
+	}
 	if why := s.parse(c, signedButBad); why != nil {
 		s.refuse(w, r, why)
 		return

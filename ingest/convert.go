@@ -49,6 +49,7 @@ type converter struct {
 	key   []byte // what is hashed into the dedup key
 	texts unescaper
 
+	sent     sentFunc // nil: nothing is filled in
 	mapper   Mapper
 	identity []byte // found in the map
 	user     []byte // the same as JSON
@@ -65,6 +66,9 @@ func (c *converter) reset(now time.Time) {
 // unmapped, and the error tells why.
 func (c *converter) convert(rec *record) (store.Receipt, error) {
 	c.texts.reset()
+	if err := c.fill(rec); err != nil {
+		return refused(rec.raw, clevertap.CodeStructure), err
+	}
 	if code := c.judge(rec); code != 0 {
 		return refused(rec.raw, code), nil
 	}
@@ -123,7 +127,7 @@ func (c *converter) judgeName(rec *record) clevertap.Code {
 	switch {
 	case rec.evtName == nil && rec.notificationID != nil:
 		// It names a notification in place of an event, and nobody remembers
-		// which event that notification belongs to.
+		// which event that notification belongs to; see fill.
 		return clevertap.CodeStructure
 	case rec.evtName == nil:
 		return clevertap.CodeNoEventName

@@ -24,6 +24,9 @@
 // in it as a Sendbird user id and replaced, see Mapper. A record whose user is not in
 // the map, or cannot be looked up now, is, to the caller, like any other.
 //
+// A signed record may name a notification and its user in place of event name, target id
+// and identity, where birdtap's sender notes what it sends; see Sends.
+//
 // A refused record of at most 128 KiB is stored beside the good ones, marked as
 // refused: nobody at Sendbird reads "unprocessed".
 package ingest

@@ -30,18 +30,22 @@ type Identities interface {
 type Mapper struct {
 	Identities   Identities // nil: no map
 	UnmappedDead bool
+	// Sent tells, for Convert, what was noted of a notification; nil: nothing was. An
+	// error says that it cannot be looked up now.
+	Sent func(notificationID string) (store.RememberedSend, bool, error)
 }
 
 // Convert is the function Convert with a look into the map, for a letter that is
-// replayed: one that was refused, or one whose user was not in the map. Its error is
-// that of the lookup; the receipt is unmapped then.
+// replayed: one that was refused, or one whose user was not in the map. What it lacks is
+// filled in, through whichever door it came. Its error is that of a lookup; the receipt
+// is unmapped, or refused, then.
 func (m Mapper) Convert(raw []byte, now time.Time) (store.Receipt, error) {
 	var p parser
 	rec, err := p.parseRecord(raw)
 	if err != nil {
 		rec = &record{raw: raw}
 	}
-	c := converter{mapper: m}
+	c := converter{mapper: m, sent: m.Sent}
 	c.reset(now)
 	return c.convert(rec)
 }

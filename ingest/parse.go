@@ -31,7 +31,8 @@ type record struct {
 	props                      []member // of evtData, if that is an object
 	extras                     []member // unknown members: carried, never dropped
 
-	category, notificationID []byte // of a webhook; these stand in extras, too
+	// Of a webhook, or of a record that names a notification; these stand in extras, too.
+	category, notificationID, userID, status []byte
 }
 
 // member is one member of an object.
@@ -88,6 +89,10 @@ func (r *record) setExtra(m member) {
 		r.category = m.value
 	case "notification_id":
 		r.notificationID = m.value
+	case "user_id":
+		r.userID = m.value
+	case "status":
+		r.status = m.value
 	}
 }
 

@@ -80,8 +80,10 @@ type Server struct {
 	http      *http.Server
 	committer atomic.Pointer[Committer]
 	mapper    atomic.Pointer[Mapper]
-	failing   atomic.Bool // commits fail; for logging it once
-	calls     calls
+	// remembered is nil where nothing is filled in; see SetSends.
+	remembered atomic.Pointer[remembered]
+	failing    atomic.Bool // commits fail; for logging it once
+	calls      calls
 
 	verifiedRoom, unverifiedRoom *semaphore.Weighted // for large bodies, in bytes
 }
