@@ -36,6 +36,7 @@ type frame struct {
 	time    time.Time // when it was stored
 	arrived time.Time // when the relay read it
 	replay  store.Replay
+	unread  bool   // replayed letters that did not count when they died
 	items   []item // nil once all have been looked at for a batch
 	left    int    // items not settled
 	settled store.Partial

@@ -24,11 +24,13 @@ const (
 // go on where the last term ended, then everything from the floor on.
 func (t *term) read(ctx context.Context) {
 	var trouble hush
-	for !t.recall(ctx, &trouble) {
-		if ctx.Err() != nil {
-			return
+	for _, first := range []func(context.Context, *hush) bool{t.openCampaigns, t.recall} {
+		for !first(ctx, &trouble) {
+			if ctx.Err() != nil {
+				return
+			}
+			wait(ctx, readRetry)
 		}
-		wait(ctx, readRetry)
 	}
 	reader := t.opts.Queue.Read(t.startFloor)
 	defer reader.Close()

@@ -36,6 +36,7 @@ type Queue interface {
 	NewTrimmer() *store.Trimmer
 	Paused(ctx context.Context) (bool, error)
 	PauseNews(ctx context.Context) (<-chan struct{}, error)
+	OpenCampaigns(ctx context.Context, owner string, changes store.CampaignChanges) (*store.Campaigns, error)
 }
 
 // Options says how the relay works. The zero value of a field is its default.
@@ -253,6 +254,17 @@ type term struct {
 
 	unanswered bool // the last one had no answer
 
+	// Counting.
+	campaigns      *store.Campaigns // nil until its pages are read
+	startCampaigns store.CampaignChanges
+	tallies        campaignTallies
+	uncounted      []uncounted // ended, and not settled yet
+	epoch          uint64      // of the campaigns in the last checkpoint
+	flushing       bool        // pages are on their way to the disk
+	flushAt        time.Time   // not before
+	flushFailed    bool
+	flushTrouble   hush
+
 	stopping bool
 
 	events chan func() // what the other goroutines have for the loop
@@ -286,6 +298,9 @@ func (r *Relay) newTerm(cp store.Checkpoint) *term {
 
 		recalling: true,
 
+		startCampaigns: cp.Campaigns,
+		epoch:          cp.Campaigns.Epoch,
+
 		began:      time.Now(),
 		startFloor: cp.Floor,
 		startDead:  cp.DeadSeq,
@@ -316,6 +331,7 @@ func (t *term) run(ctx context.Context) {
 		t.crowded()
 		t.bury(work, now)
 		t.checkpoint(work, now)
+		t.flushCampaigns(work, now)
 		t.tell(now)
 		if t.stopping && t.atRest() {
 			break
@@ -396,7 +412,7 @@ func (t *term) rest(now time.Time) time.Duration {
 
 // atRest tells whether a graceful stop has nothing more to wait for.
 func (t *term) atRest() bool {
-	return t.calls == 0 && !t.burying && (len(t.letters) == 0 || t.stuck) && t.writing == nil && !t.dirty
+	return t.calls == 0 && len(t.uncounted) == 0 && !t.burying && (len(t.letters) == 0 || t.stuck) && t.writing == nil && !t.dirty
 }
 
 // release gives the term back, so that the next relay need not wait for it to run out.
@@ -449,7 +465,7 @@ func (t *term) hold(f store.Frame) *frame {
 	if !known || part.Size != n {
 		part = store.NewPartial(f.Seq, n)
 	}
-	own := &frame{seq: f.Seq, time: f.Time, arrived: time.Now(), replay: f.Replay, items: make([]item, n), left: n, settled: part}
+	own := &frame{seq: f.Seq, time: f.Time, arrived: time.Now(), replay: f.Replay, unread: f.Unread, items: make([]item, n), left: n, settled: part}
 	for i := range own.items {
 		own.items[i] = item{receipt: &f.Receipts[i], user: f.Receipts[i].User, frame: own, index: i}
 	}
@@ -470,12 +486,12 @@ func (t *term) admit(i *item) {
 		t.drop(i)
 	case t.died[i.place()]:
 		delete(t.died, i.place())
-		t.settle(i, died)
+		t.settle(i, died, nil)
 	case r.Reason != "":
 		i.done = true // it is not to leave
 		t.letters = append(t.letters, letter{item: i, reason: r.Reason, code: r.Code})
 	case seen:
-		t.settle(i, deduplicated)
+		t.settle(i, deduplicated, nil)
 	}
 }
 
@@ -513,6 +529,8 @@ type upload struct {
 	ended   bool    // no further call
 	letters int     // of it that are not stored yet
 	calls   int     // made for it
+
+	uncounted int // of it that could not be settled yet
 }
 
 // upload starts calls for as long as lease, pace and the operator allow.
@@ -618,7 +636,7 @@ func (t *term) apply(u *upload, s step, now time.Time) {
 		i := u.items[n]
 		switch {
 		case len(exceptions) == 0 || exceptions[0].index != n:
-			t.settle(i, delivered)
+			t.settle(i, delivered, u)
 			continue
 		case exceptions[0].aside && t.aside(i, now):
 			u.items[n] = nil

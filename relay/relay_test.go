@@ -1106,11 +1106,11 @@ func TestFrameThatDoesNotDecodeGoesToTheDeadLettersWhole(t *testing.T) {
 func TestSettledFramesBehindAWaitingOneAreForgotten(t *testing.T) {
 	tm := termAt(store.Checkpoint{Floor: 1})
 	for seq := uint64(1); seq <= 3000; seq++ {
-		tm.take(store.Frame{Seq: seq, Receipts: receipts(1000*int(seq), 10, 1<<30)})
+		tm.take(store.Frame{Seq: seq, Receipts: oneCampaign(receipts(1000*int(seq), 10, 1<<30))})
 		items := tm.frames[len(tm.frames)-1].items
 		for i := range items {
 			if seq > 1 || i > 0 {
-				tm.settle(&items[i], delivered)
+				tm.settle(&items[i], delivered, nil)
 			}
 		}
 	}
@@ -1129,9 +1129,9 @@ func TestCheckpointIsBounded(t *testing.T) {
 	const frames, most = 2500, maxSettledBytes / partialBytes
 	now := time.Now()
 	for seq := uint64(1); seq <= frames; seq++ {
-		tm.take(store.Frame{Seq: seq, Receipts: receipts(2*int(seq), 2, 1<<30)})
+		tm.take(store.Frame{Seq: seq, Receipts: oneCampaign(receipts(2*int(seq), 2, 1<<30))})
 		items := tm.frames[len(tm.frames)-1].items
-		tm.settle(&items[1], delivered)
+		tm.settle(&items[1], delivered, nil)
 		items[0].aside = now.Add(time.Duration(seq) * time.Millisecond)
 		tm.ready.stepAside(&items[0], now.Add(time.Minute))
 	}
@@ -1255,7 +1255,7 @@ func TestWaitingRecordsDoNotKeepTheirFrames(t *testing.T) {
 	before := heapInUse()
 	const frames = 200
 	for seq := uint64(1); seq <= frames; seq++ {
-		list := receipts(1000*int(seq), 1000, 1<<30)
+		list := oneCampaign(receipts(1000*int(seq), 1000, 1<<30))
 		message := make([]byte, 0, 200_000)
 		for i := range list {
 			at := len(message)
@@ -1271,7 +1271,7 @@ func TestWaitingRecordsDoNotKeepTheirFrames(t *testing.T) {
 					tm.aside(i, now)
 					continue
 				}
-				tm.settle(i, delivered)
+				tm.settle(i, delivered, nil)
 				tm.ready.release(i)
 			}
 		}

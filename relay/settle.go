@@ -31,8 +31,8 @@ type letter struct {
 	upload *upload // that it came of; nil if it never left
 }
 
-// settle ends a receipt's journey. It counts once the next checkpoint is written.
-func (t *term) settle(i *item, how ending) {
+// ended ends a receipt's journey. It counts once the next checkpoint is written.
+func (t *term) ended(i *item, how ending) {
 	switch how {
 	case delivered:
 		t.totals.Delivered++
@@ -122,7 +122,7 @@ func (t *term) buried(letters []letter, seq uint64, err error) {
 	t.deadSeq = max(t.deadSeq, seq)
 	for _, l := range letters {
 		t.metrics.dead(l.reason)
-		t.settle(l.item, died)
+		t.settle(l.item, died, l.upload)
 		if u := l.upload; u != nil {
 			u.letters--
 			t.finish(u)
@@ -137,7 +137,7 @@ func (t *term) buried(letters []letter, seq uint64, err error) {
 // once a checkpoint has settled it: so what is sent and not recorded is never more
 // than the batches in flight, and a crash can repeat no more than that.
 func (t *term) finish(u *upload) {
-	if u.ended && u.letters == 0 {
+	if u.ended && u.letters == 0 && u.uncounted == 0 {
 		t.finished = append(t.finished, u)
 		t.dirty = true
 	}
@@ -149,9 +149,10 @@ const checkpointRetry = 250 * time.Millisecond
 
 // writing is a checkpoint on its way.
 type writing struct {
-	number   uint64
-	floor    uint64
-	finished []*upload
+	number    uint64
+	floor     uint64
+	finished  []*upload
+	campaigns store.CampaignChanges
 }
 
 // checkpoint writes what is settled, one write at a time: while one is on its way
@@ -181,12 +182,16 @@ func (t *term) writeRelease(ctx context.Context) {
 
 // begin sends a checkpoint on its way.
 func (t *term) begin(ctx context.Context, w leaseWrite) {
-	t.writing = &writing{number: w.Number, floor: t.floor, finished: t.finished}
+	t.writing = &writing{number: w.Number, floor: t.floor, finished: t.finished, campaigns: w.Checkpoint.Campaigns}
 	t.finished, t.dirty = nil, false
 	t.tasks.Go(func() {
 		done := t.write(ctx, w)
 		t.send(ctx, func() { t.wrote(done) })
 	})
+	if epoch := w.Checkpoint.Campaigns.Epoch; epoch != t.epoch {
+		t.epoch = epoch // with it came room for further campaigns
+		t.recount()
+	}
 }
 
 // wrote is the answer to a checkpoint. If it is lost, what it was to settle waits
@@ -206,6 +211,9 @@ func (t *term) wrote(done written) {
 		return
 	}
 	t.unanswered = false
+	if t.campaigns != nil {
+		t.campaigns.Confirm(w.campaigns)
+	}
 	t.survey.settledTo(w.floor, t.oldest())
 	for _, u := range w.finished {
 		if u.slot {
@@ -242,12 +250,13 @@ func (t *term) lookBack(ctx context.Context) {
 // snapshot is the checkpoint of this moment; the lease stamps its own part onto it.
 func (t *term) snapshot() store.Checkpoint {
 	deadSeq := t.deadSeq
-	if t.recalling || len(t.died) > 0 {
+	if t.recalling || len(t.died) > 0 || len(t.uncounted) > 0 {
 		deadSeq = t.startDead // there are letters behind it that the totals do not include
 	}
 	return store.Checkpoint{
 		Floor: t.floor, Settled: t.settled.Clone(), Last: t.expect - 1, DeadSeq: deadSeq, Totals: t.totals,
 		Breaker: t.pace.State(), Rate: t.rate.perSecond, LastDelivered: t.rate.last,
+		Campaigns: t.campaignChanges(),
 	}
 }
 
@@ -312,7 +321,7 @@ func (t *term) starved() bool {
 	if t.survey.paused.Load() || t.stopping || t.stuck || t.pace.State() != breakerClosed {
 		return false
 	}
-	return t.budget.starved() && t.batches == 0 && t.ready.idle() && len(t.letters) == 0 && !t.burying && t.writing == nil && !t.dirty
+	return t.budget.starved() && t.batches == 0 && t.ready.idle() && len(t.letters) == 0 && !t.burying && len(t.uncounted) == 0 && t.writing == nil && !t.dirty
 }
 
 // giveUpOldest sends the record that stepped aside first to the dead letters.

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"regexp"
 	"testing"
 	"time"
 
@@ -16,8 +17,20 @@ func termAt(cp store.Checkpoint) *term {
 	r := New(Options{Embedded: true})
 	t := r.newTerm(cp)
 	t.survey = newSurvey(r, cp.Floor)
+	t.campaigns = new(store.Campaigns)
 	return t
 }
+
+// oneCampaign makes the receipts of many targets those of one: a term that does not run
+// writes no pages, so it has room for few.
+func oneCampaign(list []store.Receipt) []store.Receipt {
+	for i := range list {
+		list[i].Record = targetID.ReplaceAll(list[i].Record, []byte(`"target_id":1`))
+	}
+	return list
+}
+
+var targetID = regexp.MustCompile(`"target_id":\d+`)
 
 func frameWith(seq uint64, receipts ...store.Receipt) store.Frame {
 	return store.Frame{Seq: seq, Time: epoch, Receipts: receipts}

@@ -36,6 +36,9 @@ type Checkpoint struct {
 	// For status only: receipts delivered per second of late, and when the last one was.
 	Rate          float64   `json:"rate,omitempty"`
 	LastDelivered time.Time `json:"last_delivered,omitzero"`
+
+	// Campaigns is what changed of late in the counts per campaign; see Campaigns.
+	Campaigns CampaignChanges `json:"campaigns,omitzero"`
 }
 
 // Totals counts settled receipts over the life of the queue. Together with what
@@ -52,8 +55,9 @@ type Totals struct {
 
 const checkpointFormat = 1
 
-// maxCheckpointBytes bounds a checkpoint below nats-server's max_payload of 1 MiB.
-const maxCheckpointBytes = 768 << 10
+// maxCheckpointBytes bounds a checkpoint below nats-server's max_payload of 1 MiB:
+// what is settled, and the changes of campaigns.
+const maxCheckpointBytes = 768<<10 + 2*maxFreshBytes
 
 func encodeCheckpoint(cp Checkpoint) ([]byte, error) {
 	cp.Format, cp.Floor = checkpointFormat, max(1, cp.Floor)

@@ -126,6 +126,17 @@ func TestCheckpointTooLargeIsRefused(t *testing.T) {
 	}
 }
 
+func TestLargestCheckpointIsReadBack(t *testing.T) {
+	s := openStore(t)
+	want := Checkpoint{Floor: 1, Holder: strings.Repeat("x", maxCheckpointBytes-200)}
+	if _, err := s.WriteCheckpoint(t.Context(), want, 0); err != nil {
+		t.Fatal(err)
+	}
+	if cp, _, err := s.ReadCheckpoint(t.Context()); err != nil || cp.Holder != want.Holder {
+		t.Errorf("got %d bytes, %v", len(cp.Holder), err)
+	}
+}
+
 func TestCheckpointIsACompareAndSet(t *testing.T) {
 	s := openStore(t)
 	cp, rev, err := s.ReadCheckpoint(t.Context())

@@ -26,6 +26,7 @@ const maxGathered = 32 << 20
 const (
 	headerReceipts = "Birdtap-Receipts" // number of receipts, or letters, in the message
 	headerReplayed = "Birdtap-Replayed" // on frames put back by a replay: ReplayDead or ReplayDelivered
+	headerUnread   = "Birdtap-Unread"   // on replayed frames: ReplayOptions.Unread
 	headerReasons  = "Birdtap-Reasons"  // on letters: how many of each reason, "512=3,555=1"
 	headerOrigin   = "Birdtap-Origin"   // on letters: the highest frame sequence they died at
 )
@@ -215,7 +216,7 @@ func (s *Store) publishFrame(m *nats.Msg) error {
 // cluster most frames are other processes', so a reader there asks the server.
 func (s *Store) remember(seq uint64, m *nats.Msg) {
 	now, replay := time.Now(), Replay(m.Header.Get(headerReplayed))
-	f := storedFrame{seq: seq, time: now, replay: replay}
+	f := storedFrame{seq: seq, time: now, replay: replay, unread: m.Header.Get(headerUnread) != ""}
 	if s.embedded != nil {
 		f.data = m.Data
 	}

@@ -12,6 +12,7 @@
 //	BIRDTAP_STATE      BIRDTAP.state.relay     the checkpoint, which is also the relay's lease
 //	                   BIRDTAP.state.pause     whether uploading is paused
 //	                   BIRDTAP.state.purged    how many dead letters were given up
+//	                   BIRDTAP.state.campaigns.<owner>.<page>   counts per campaign, see Campaigns
 //
 // The relay hears of a pause or resume on the subject BIRDTAP.news.pause, which no stream
 // stores.

@@ -80,7 +80,11 @@ func (s *Store) parts(ctx context.Context) ([]part, error) {
 			return s.initStream(ctx, want.config, have)
 		})
 	}
-	return append(parts, s.prepareIdentities), nil
+	parts = append(parts, s.prepareIdentities)
+	if s.opts.RememberSent > 0 {
+		parts = append(parts, s.prepareRemembered)
+	}
+	return parts, nil
 }
 
 // Made is what Init did about one stream.

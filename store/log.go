@@ -19,6 +19,7 @@ type Frame struct {
 	Time     time.Time // when the server stored it
 	Receipts []Receipt // their Records are slices of the message
 	Replay   Replay    // how it got on the queue
+	Unread   bool      // see ReplayOptions.Unread
 	Bytes    int       // what it takes in memory, about
 	// Err says that the frame does not decode. Then Receipts holds one receipt
 	// with the message as its Record and ReasonCorrupt.
@@ -159,7 +160,7 @@ func (r *Reader) Close() {
 func toFrame(msg jetstream.Msg, meta *jetstream.MsgMetadata) Frame {
 	return storedFrame{
 		seq: meta.Sequence.Stream, time: meta.Timestamp,
-		data: msg.Data(), replay: Replay(msg.Headers().Get(headerReplayed)),
+		data: msg.Data(), replay: Replay(msg.Headers().Get(headerReplayed)), unread: msg.Headers().Get(headerUnread) != "",
 	}.frame()
 }
 

@@ -40,10 +40,11 @@ type storedFrame struct {
 	time   time.Time
 	data   []byte
 	replay Replay
+	unread bool
 }
 
 func (s storedFrame) frame() Frame {
-	f := Frame{Seq: s.seq, Time: s.time, Replay: s.replay, Bytes: len(s.data)}
+	f := Frame{Seq: s.seq, Time: s.time, Replay: s.replay, Unread: s.unread, Bytes: len(s.data)}
 	f.Receipts, f.Err = decodeFrame(s.data)
 	if f.Err != nil {
 		f.Receipts = []Receipt{{Record: corrupt(s.data), Reason: ReasonCorrupt, Accepted: f.Time}}

@@ -14,7 +14,10 @@ type ReplayOptions struct {
 	Rate   float64 // receipts/s; 0 = as fast as it goes
 	// Renew makes the receipt that goes on the queue; default: as it was. One
 	// refused at the door is judged anew here.
-	Renew    func(Letter) Receipt
+	Renew func(Letter) Receipt
+	// Unread tells of a letter that nobody could read which campaign it is of, so that
+	// it was not counted when it died; its next life may say. Default: none is.
+	Unread   func(Letter) bool
 	Progress func(replayed int) // called after every commit; may be nil
 }
 
@@ -30,7 +33,8 @@ func (s *Store) Replay(ctx context.Context, o ReplayOptions) (int, error) {
 		before := out.done
 		for _, l := range letters {
 			r := o.renewed(l)
-			if err := out.add(ctx, &r); err != nil {
+			unread := o.Unread != nil && o.Unread(l)
+			if err := out.add(ctx, &r, unread); err != nil {
 				return out.done - before, err
 			}
 		}
@@ -58,8 +62,9 @@ type replayer struct {
 	pace     pace
 	progress func(done int) // may be nil
 
-	frame packet
-	done  int // receipts on the queue
+	frame  packet
+	unread bool // those in the frame; see ReplayOptions.Unread
+	done   int  // receipts on the queue
 }
 
 func (s *Store) newReplayer(how Replay, rate float64, progress func(int)) *replayer {
@@ -68,16 +73,18 @@ func (s *Store) newReplayer(how Replay, rate float64, progress func(int)) *repla
 	return r
 }
 
-// add puts one receipt into the frame that gathers, which is committed before if it is full.
-func (r *replayer) add(ctx context.Context, receipt *Receipt) error {
+// add puts one receipt into the frame that gathers, which is committed before if it is
+// full, or of the other kind.
+func (r *replayer) add(ctx context.Context, receipt *Receipt, unread bool) error {
 	if err := checkReceipt(receipt); err != nil {
 		return err
 	}
-	if r.frame.n >= r.pace.most() || r.frame.full(receiptSize(receipt)) {
+	if r.frame.n >= r.pace.most() || r.frame.full(receiptSize(receipt)) || r.frame.n > 0 && unread != r.unread {
 		if err := r.flush(ctx); err != nil {
 			return err
 		}
 	}
+	r.unread = unread
 	r.frame.buf = appendReceipt(r.frame.buf, receipt)
 	r.frame.n++
 	return nil
@@ -92,7 +99,11 @@ func (r *replayer) flush(ctx context.Context) error {
 	if err := r.pace.wait(ctx, n); err != nil {
 		return err
 	}
-	if err := r.store.publishFrame(frameMsg(r.frame.seal(), n, string(r.how))); err != nil {
+	msg := frameMsg(r.frame.seal(), n, string(r.how))
+	if r.unread {
+		msg.Header.Set(headerUnread, "true")
+	}
+	if err := r.store.publishFrame(msg); err != nil {
 		return err
 	}
 	failpoint.Here(failpoint.Replayed)

@@ -64,7 +64,7 @@ type Kept struct {
 // anew: a receipt may go twice, never not at all.
 func (s *Store) ReplayDelivered(ctx context.Context, o DeliveredOptions) (int, Kept, error) {
 	out := s.newReplayer(ReplayDelivered, o.Rate, o.Progress)
-	kept, err := s.Delivered(ctx, o, func(r *Receipt) error { return out.add(ctx, r) })
+	kept, err := s.Delivered(ctx, o, func(r *Receipt) error { return out.add(ctx, r, false) })
 	if err == nil {
 		err = out.flush(ctx)
 	}

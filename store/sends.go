@@ -371,11 +371,3 @@ func (s *Sends) ReadRun(ctx context.Context, id string) ([]byte, error) {
 	}
 	return msg.Data, nil
 }
-
-type (
-	CampaignChanges struct{}
-	CampaignKey     struct{ Event, Target string }
-	CampaignCounts  struct {
-		Asked, Sent, Refused, Held, Dropped int64
-	}
-)

@@ -56,6 +56,10 @@ type Options struct {
 	KeepDelivered time.Duration // how long delivered receipts stay; default 24 h, negative: not at all
 	DedupWindow   time.Duration // stays readable before the oldest waiting frame
 
+	// RememberSent is how long the sender's notes of notifications stay, see Remember;
+	// default 0: there are none.
+	RememberSent time.Duration
+
 	// Attach is for commands: use the server of the daemon that runs on DataDir,
 	// and open the directory oneself only if none does.
 	Attach bool
@@ -114,7 +118,9 @@ type names struct {
 	receiptStream, deadStream, stateStream string
 	receipts, dead, relay, pause, purged   string // subjects
 	pauseNews                              string // of no stream
+	campaigns                              string // prefix of subjects
 	identities                             string // bucket of the identity map
+	remembered                             string // bucket of the sender's notes
 
 	// Of the sender; see Sends.
 	sendsStream, heldStream, unsentStream string
@@ -133,7 +139,9 @@ func namesOf(prefix string) names {
 		pause:         prefix + ".state.pause",
 		purged:        prefix + ".state.purged",
 		pauseNews:     prefix + ".news.pause",
+		campaigns:     prefix + ".state.campaigns",
 		identities:    prefix + "_IDENTITIES",
+		remembered:    prefix + "_SENT",
 
 		sendsStream:  prefix + "_SENDS",
 		heldStream:   prefix + "_HELD",
@@ -159,6 +167,7 @@ type Store struct {
 	js       jetstream.JetStream
 
 	receipts, dead, state jetstream.Stream
+	remembered            rememberedStream
 
 	committer  *committer
 	committing atomic.Bool // a frame is on its way to the server

@@ -207,6 +207,9 @@ func (a *app) journey(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, queue.Close()) }()
 	a.queue.Store(queue)
 	a.log.Info("queue open", zap.Duration("took", time.Since(began)))
+	if err := queue.OpenRemembered(ctx); err != nil {
+		a.log.Warn("going on without what the sender noted", zap.Error(err))
+	}
 	defer a.followIdentities(ctx, queue)() // ends before the queue is closed
 	sends, err := a.openSends(ctx, queue)
 	if err != nil {
@@ -254,6 +257,9 @@ func (a *app) followIdentities(ctx context.Context, queue *store.Store) (stop fu
 	}
 	ids := queue.FollowIdentities()
 	a.doors.SetIdentities(ids)
+	if a.cfg.RememberSent > 0 {
+		a.doors.SetSends(queue)
+	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var all sync.WaitGroup
 	all.Go(func() { ids.Run(ctx) })

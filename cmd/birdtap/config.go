@@ -85,6 +85,8 @@ type Config struct {
 	SendbirdSigningKeys     Secret `env:"SENDBIRD_SIGNING_KEYS"` // comma list
 	SendbirdSigningKeysFile string `env:"SENDBIRD_SIGNING_KEYS_FILE"`
 
+	RememberSent time.Duration `env:"REMEMBER_SENT" envDefault:"0"` // 0: off
+
 	LogLevel  string `env:"LOG_LEVEL" envDefault:"info"`
 	LogFormat string `env:"LOG_FORMAT"` // default json, console on a terminal
 

@@ -94,6 +94,8 @@ func TestWrongValueNamesItsVariable(t *testing.T) {
 		"DEAD_MAX_BYTES=0",
 		"KEEP_DELIVERED=24",
 		"KEEP_DELIVERED=-1h",
+		"REMEMBER_SENT=-1h",
+		"REMEMBER_SENT=10ms",
 		"KEEP_MAX_BYTES=much",
 		"SYNC=never",
 		"IDENTITY_UNMAPPED=drop",

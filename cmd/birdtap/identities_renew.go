@@ -12,7 +12,7 @@ import (
 
 // renewer makes receipts of dead letters as the door would: those that it refused are
 // judged anew, and their users, as well as those that were not in the identity map,
-// are looked up in the map of now.
+// are looked up in the map of now. What names a notification only is filled in.
 type renewer struct {
 	mapper ingest.Mapper
 	open   func() (*idmap.Map, error)
@@ -28,6 +28,9 @@ func (p *program) newRenewer(ctx context.Context, s *store.Store) (*renewer, err
 	}
 	r := &renewer{open: func() (*idmap.Map, error) { return s.OpenIdentities(ctx) }}
 	r.mapper = ingest.Mapper{Identities: r, UnmappedDead: cfg.unmappedDead()}
+	if cfg.RememberSent > 0 {
+		r.mapper.Sent = func(id string) (store.RememberedSend, bool, error) { return s.Remembered(ctx, id) }
+	}
 	return r, nil
 }
 

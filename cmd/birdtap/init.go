@@ -38,6 +38,9 @@ With BIRDTAP as prefix the daemons' own user then needs, to publish:
   $JS.API.STREAM.MSG.DELETE.BIRDTAP_DEAD
   for an identity map, with X = OBJ_BIRDTAP_IDENTITIES:
     $JS.API.STREAM.INFO.X            $JS.API.STREAM.MSG.GET.X
+  with BIRDTAP_REMEMBER_SENT, and X = KV_BIRDTAP_SENT:
+    $JS.API.STREAM.INFO.X            $JS.API.STREAM.MSG.GET.X
+    $KV.BIRDTAP_SENT.>               (the sender)
 
 and to subscribe to:
 

@@ -34,6 +34,7 @@ func (c *Config) storeOptions() store.Options {
 
 		KeepDelivered: max(c.KeepDelivered, time.Nanosecond), // 0 is "keep nothing" here, but a default there
 		DedupWindow:   c.DedupWindow,
+		RememberSent:  c.RememberSent,
 	}
 }
 

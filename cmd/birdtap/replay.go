@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/birdtap/birdtap/clevertap"
 	"github.com/birdtap/birdtap/store"
 )
 
@@ -117,6 +118,7 @@ func (p *program) replayDead(ctx context.Context, s *store.Store, f *replayFlags
 		Limit:    f.limit,
 		Rate:     f.rate,
 		Renew:    door.renew,
+		Unread:   func(l store.Letter) bool { _, ok := clevertap.EventOf(l.Receipt.Record); return !ok },
 		Progress: bar.set,
 	})
 	bar.end()

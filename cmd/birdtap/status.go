@@ -23,21 +23,35 @@ const watchEvery = 2 * time.Second
 
 func (p *program) statusCommand() *cobra.Command {
 	var asJSON, watch bool
+	var campaign string
 	c := &cobra.Command{
 		Use:   "status",
 		Short: "Show what waits, what was delivered and what is dead",
 		Long: `Show what waits, what was delivered and what is dead, whether or not birdtap runs.
 
-At rest the account adds up: accepted + replayed = delivered + deduplicated + died + queued.`,
+At rest the account adds up: accepted + replayed = delivered + deduplicated + died + queued.
+
+With --campaign it shows one campaign in place of all: for every event name under that
+target id, what became of the users that were asked for, and of the receipts. A replayed
+dead receipt counts by its new ending, so at rest delivered + died is the number of
+receipts. The newest 10,000 campaigns are kept.`,
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if watch {
-				return p.watchStatus(c.Context(), asJSON)
+			show := func(ctx context.Context) error { return p.printStatus(ctx, asJSON) }
+			if c.Flags().Changed("campaign") {
+				if campaign == "" {
+					return usageError("--campaign needs a target id")
+				}
+				show = func(ctx context.Context) error { return p.printCampaigns(ctx, campaign, asJSON) }
 			}
-			return p.printStatus(c.Context(), asJSON)
+			if watch {
+				return p.watchStatus(c.Context(), asJSON, show)
+			}
+			return show(c.Context())
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "one JSON object")
+	c.Flags().StringVar(&campaign, "campaign", "", "one campaign: that of this target `id`")
 	c.Flags().BoolVar(&watch, "watch", false, "print anew every 2 s until Ctrl-C")
 	return c
 }
@@ -119,14 +133,14 @@ const clearScreen = "\x1b[H\x1b[2J"
 
 // watchStatus ends without an error when the operator has seen enough. It opens the
 // queue for each look, so that a daemon may be started or stopped meanwhile.
-func (p *program) watchStatus(ctx context.Context, asJSON bool) error {
+func (p *program) watchStatus(ctx context.Context, asJSON bool, show func(context.Context) error) error {
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
 	for {
 		if isTerminal(p.out) && !asJSON {
 			fmt.Fprint(p.out, clearScreen)
 		}
-		err := p.printStatus(ctx, asJSON)
+		err := show(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}

@@ -293,6 +293,9 @@ func (c *Config) checkTimes() error {
 			return c.wrong(t.name, "must not be negative")
 		}
 	}
+	if c.RememberSent != 0 && c.RememberSent < time.Second {
+		return c.wrong("REMEMBER_SENT", "must be 0 (off) or at least 1s")
+	}
 	if c.CleverTapTimeout <= 0 {
 		return c.wrong("CLEVERTAP_TIMEOUT", "must be more than 0")
 	}
