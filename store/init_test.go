@@ -46,7 +46,7 @@ func TestInitCreatesThenLeavesAlone(t *testing.T) {
 				t.Errorf("%+v, want %s", m, want)
 			}
 		}
-		wantEqual(t, "streams", strings.Join(names, " "), "BIRDTAP_RECEIPTS BIRDTAP_DEAD BIRDTAP_STATE OBJ_BIRDTAP_IDENTITIES")
+		wantEqual(t, "streams", strings.Join(names, " "), "BIRDTAP_RECEIPTS BIRDTAP_DEAD BIRDTAP_STATE BIRDTAP_SENDS BIRDTAP_HELD BIRDTAP_UNSENT OBJ_BIRDTAP_IDENTITIES")
 	}
 	s := openStore(t, external(ns))
 	mustCommit(t, s, receipt(0))
@@ -89,6 +89,9 @@ func TestInitUpdates(t *testing.T) {
 		}},
 		{"BIRDTAP_DEAD", Updated, []Change{{"max_bytes", "20971520", "25165824"}}},
 		{"BIRDTAP_STATE", Updated, []Change{{"max_msgs_per_subject", "3", "1"}, {"allow_direct", "true", "false"}}},
+		{"BIRDTAP_SENDS", Unchanged, nil},
+		{"BIRDTAP_HELD", Unchanged, nil},
+		{"BIRDTAP_UNSENT", Unchanged, nil},
 		{"OBJ_BIRDTAP_IDENTITIES", Unchanged, nil},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {

@@ -371,3 +371,14 @@ func (s *Sends) ReadRun(ctx context.Context, id string) ([]byte, error) {
 	}
 	return msg.Data, nil
 }
+
+// OpenCampaigns reads the figures of campaigns that the sender keeps, to go on from a
+// checkpoint.
+func (s *Sends) OpenCampaigns(ctx context.Context, changes CampaignChanges) (*Campaigns, error) {
+	return s.store.OpenCampaigns(ctx, CampaignsOfSender, changes)
+}
+
+// Remember keeps what a notification was about; see Store.Remember.
+func (s *Sends) Remember(ctx context.Context, notificationID string, send RememberedSend) error {
+	return s.store.Remember(ctx, notificationID, send)
+}

@@ -228,7 +228,7 @@ func (a *app) journey(ctx context.Context) (err error) {
 		return a.shutDoors(ctx)
 	})
 	g.Go(func() error { return a.carry(ctx, queue) })
-	g.Go(func() error { return a.notify(ctx, queue, sends) })
+	g.Go(func() error { return a.notify(ctx, sends) })
 	g.Go(func() error {
 		select {
 		case err := <-queue.Failed(): // for a supervisor: a new process may find the disk mended
@@ -327,7 +327,7 @@ func (a *app) openSends(ctx context.Context, queue *store.Store) (*store.Sends, 
 
 // notify takes notifications from the log to Sendbird until ctx ends, and returns when
 // the calls on their way are settled.
-func (a *app) notify(ctx context.Context, queue *store.Store, sends *store.Sends) error {
+func (a *app) notify(ctx context.Context, sends *store.Sends) error {
 	if sends == nil {
 		<-ctx.Done()
 		return nil
@@ -337,7 +337,7 @@ func (a *app) notify(ctx context.Context, queue *store.Store, sends *store.Sends
 		return err
 	}
 	defer client.Close()
-	s := sender.New(a.cfg.senderOptions(queue, sends, client, a.log, a.registry))
+	s := sender.New(a.cfg.senderOptions(sends, client, a.log, a.registry))
 	a.sender.Store(s)
 	return s.Run(ctx)
 }

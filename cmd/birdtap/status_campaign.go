@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -54,7 +55,10 @@ func newCampaignsJSON(target string, all []store.Campaign) campaignsJSON {
 func (p *program) printCampaigns(ctx context.Context, target string, asJSON bool) error {
 	var all []store.Campaign
 	err := p.withStore(ctx, nil, func(ctx context.Context, s *store.Store) (err error) {
-		all, err = s.Campaigns(ctx, target)
+		if all, err = s.Campaigns(ctx, target); err != nil {
+			return err
+		}
+		all, err = withWaiting(ctx, s, all, target)
 		return err
 	})
 	if err != nil {
@@ -72,6 +76,26 @@ func (p *program) printCampaigns(ctx context.Context, target string, asJSON bool
 		return err
 	}
 	return writeCampaigns(p.out, newCampaignsJSON(target, all))
+}
+
+// withWaiting adds the users who were asked for and whose notification is not settled.
+func withWaiting(ctx context.Context, s *store.Store, all []store.Campaign, target string) ([]store.Campaign, error) {
+	sends, err := sendsStatus(ctx, s)
+	if err != nil || sends == nil {
+		return all, err
+	}
+	for key, n := range sends.Campaigns {
+		if key.Target != store.NewCampaignKey("", target).Target {
+			continue
+		}
+		i := slices.IndexFunc(all, func(c store.Campaign) bool { return c.CampaignKey == key })
+		if i < 0 {
+			i = len(all)
+			all = append(all, store.Campaign{CampaignKey: key, CampaignCounts: store.CampaignCounts{Last: time.Now().UnixMilli()}})
+		}
+		all[i].Asked += n
+	}
+	return all, nil
 }
 
 // writeCampaigns is a small table for each event name.

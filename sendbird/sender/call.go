@@ -318,12 +318,12 @@ func (t *term) upload(ctx context.Context, c *call, w *work) error {
 // remember keeps what the notification is about. It gives up after a while: a receipt
 // without its campaign is less of a loss than a user who waits.
 func (t *term) remember(ctx context.Context, id string, m Message) {
-	if t.opts.Remember == nil || m.Event == "" {
+	if !t.opts.Remember || m.Event == "" {
 		return
 	}
 	var err error
 	for range rememberTries {
-		if err = t.opts.Remember(ctx, id, m.campaign()); err == nil {
+		if err = t.opts.Sends.Remember(ctx, id, store.RememberedSend{Event: m.Event, Target: m.Target}); err == nil {
 			return
 		}
 		wait(ctx, storeRetry)

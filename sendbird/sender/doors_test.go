@@ -323,7 +323,8 @@ func TestDoorAnswers(t *testing.T) {
 	}
 }
 
-// TestDoorRepeatedCall: up to four equal calls have equal keys; what differs has others.
+// TestDoorRepeatedCall: up to four equal calls have equal keys; what differs has others. In
+// real time each of the two users is an ask.
 func TestDoorRepeatedCall(t *testing.T) {
 	t.Parallel()
 	d := openDoors(t)
@@ -334,14 +335,14 @@ func TestDoorRepeatedCall(t *testing.T) {
 	d.post(realtimePath, broadcastCall)
 	d.post(batchPath, broadcastCall+" ")
 	asks := d.log.stored()
-	if len(asks) != 7 {
+	if len(asks) != 8 {
 		t.Fatalf("%d asks are stored", len(asks))
 	}
 	keys := map[store.Key]int{}
 	for _, a := range asks {
 		keys[a.Key]++
 	}
-	if keys[asks[0].Key] != 5 || len(keys) != 3 {
+	if keys[asks[0].Key] != 5 || len(keys) != 4 {
 		t.Errorf("got keys %v", keys)
 	}
 	for _, a := range asks[:5] {

@@ -38,8 +38,8 @@ type term struct {
 	*Sender
 	lease     *lease
 	templates *templates
-	campaigns Campaigns             // nil: none
-	was       store.CampaignChanges // of the last term
+	campaigns *store.Campaigns
+	was       store.CampaignChanges // of the campaigns, in the checkpoint that was taken over
 	holding   sync.Mutex
 
 	// What is done, as the next checkpoint will say it.
@@ -75,13 +75,14 @@ type term struct {
 	saidHeld bool
 
 	// Settling.
-	waiters  []chan struct{} // for the next checkpoint
-	forget   []string        // held calls that are settled, once a checkpoint says so
-	writing  bool
-	flushing bool
-	dirty    bool
-	trimAt   time.Time
-	err      error // why the term has to end
+	waiters   []chan struct{} // for the next checkpoint
+	forget    []string        // held calls that are settled, once a checkpoint says so
+	uncounted []func()        // calls that are to be settled when their campaign can be counted
+	writing   bool
+	flushing  bool
+	dirty     bool
+	trimAt    time.Time
+	err       error // why the term has to end
 
 	stopping bool
 	events   chan func()
@@ -226,13 +227,11 @@ func (t *term) begin(ctx context.Context) error {
 	if err := t.opts.Sends.AnswerAlive(ctx); err != nil {
 		return err
 	}
-	if t.opts.OpenCampaigns != nil {
-		campaigns, err := t.opts.OpenCampaigns(ctx, t.was)
-		if err != nil {
-			return err
-		}
-		t.campaigns = campaigns
+	campaigns, err := t.opts.Sends.OpenCampaigns(ctx, t.was)
+	if err != nil {
+		return err
 	}
+	t.campaigns = campaigns
 	last, frames, err := t.opts.Sends.Last(ctx)
 	if err != nil {
 		return err

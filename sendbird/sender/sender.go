@@ -24,15 +24,6 @@ type Client interface {
 	Template(ctx context.Context, key string) (sendbird.Template, error)
 }
 
-// Campaigns keeps the figures of campaigns; *store.Campaigns does.
-type Campaigns interface {
-	Add(key store.CampaignKey, delta store.CampaignCounts)
-	Changes() store.CampaignChanges
-	Confirm(store.CampaignChanges)
-	Due() bool
-	Flush(ctx context.Context) error
-}
-
 // Options says how the sender works. The zero value of a field is its default.
 type Options struct {
 	Sends  *store.Sends
@@ -41,12 +32,9 @@ type Options struct {
 	GatherWait time.Duration // how long users of one campaign are gathered; default 30 s, negative: not at all
 	StopWait   time.Duration // how long a graceful stop waits for calls on their way; default 15 s
 
-	// Remember, if set, keeps what a notification was about before its call is settled,
-	// for receipts that carry its id alone.
-	Remember func(ctx context.Context, notificationID string, campaign store.CampaignKey) error
-	// OpenCampaigns, if set, is called at the begin of a term with what the checkpoint
-	// says of the campaigns' figures.
-	OpenCampaigns func(ctx context.Context, changes store.CampaignChanges) (Campaigns, error)
+	// Remember keeps what each notification was about, for receipts that carry its id
+	// alone; see store.Store.Remember.
+	Remember bool
 
 	Log        *zap.Logger
 	Registerer prometheus.Registerer

@@ -35,6 +35,13 @@ func (t *term) note(ctx context.Context, c *call, users int, uploading bool) boo
 
 // finished settles a call, or has it tried again.
 func (t *term) finished(c *call, out outcome) {
+	// So many campaigns changed of late that the checkpoint has no room for one more
+	// before the others are on their pages.
+	if m := c.group.message; m.Event != "" && out.kind != callLater && !t.campaigns.Add(m.campaign(), store.CampaignCounts{}) {
+		t.uncounted = append(t.uncounted, func() { t.finished(c, out) })
+		t.dirty = true
+		return
+	}
 	delete(t.carried, c.number)
 	if _, ok := t.noted[c.number]; ok {
 		delete(t.noted, c.number)
@@ -108,7 +115,7 @@ func (t *term) account(c *call, out *outcome, d counts) {
 	if m.Job != "" {
 		t.job(m.Job).Users.add(whole)
 	}
-	if t.campaigns != nil && m.Event != "" {
+	if m.Event != "" {
 		asked := int64(0)
 		if c.released == "" {
 			asked = whole.Sent + whole.Refused + whole.Held
@@ -223,22 +230,22 @@ func (t *term) wrote(ctx context.Context, cp *checkpoint, err error) {
 		t.err = err
 		return
 	}
-	if t.campaigns == nil {
+	t.campaigns.Confirm(cp.Campaigns)
+	if t.flushing || !t.campaigns.Due() {
 		return
 	}
-	t.campaigns.Confirm(cp.Campaigns)
-	if !t.flushing && t.campaigns.Due() {
-		t.flushing = true
-		t.tasks.Go(func() {
-			err := t.campaigns.Flush(ctx)
-			t.send(ctx, func() {
-				t.flushing, t.dirty = false, true
-				if err != nil {
-					t.log.Warn("cannot write the figures of campaigns, trying again", zap.Error(err))
-				}
-			})
+	t.flushing = true
+	t.tasks.Go(func() {
+		t.insist(ctx, "the figures of campaigns", func() error { return t.campaigns.Flush(ctx) })
+		t.send(ctx, func() {
+			t.flushing, t.dirty = false, true
+			late := t.uncounted
+			t.uncounted = nil
+			for _, settle := range late {
+				settle()
+			}
 		})
-	}
+	})
 }
 
 // snapshot is the checkpoint of this moment; the lease stamps its own part onto it.
@@ -246,15 +253,13 @@ func (t *term) snapshot() checkpoint {
 	cp := checkpoint{
 		Floor: t.ledger.floor, Settled: slices.Clone(t.ledger.settled),
 		NextCall: t.nextCall, Held: slices.Clone(t.held), Totals: t.totals.clone(), Refuses: t.refuses,
+		Campaigns: t.campaigns.Changes(),
 	}
 	for _, number := range slices.Sorted(maps.Keys(t.noted)) {
 		cp.Calls = append(cp.Calls, *t.noted[number])
 	}
 	for _, j := range t.jobs {
 		cp.Jobs = append(cp.Jobs, *j)
-	}
-	if t.campaigns != nil {
-		cp.Campaigns = t.campaigns.Changes()
 	}
 	return cp
 }
