@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/birdtap/birdtap/clevertap/clevertaptest"
+	"github.com/birdtap/birdtap/sendbird/sendbirdtest"
 )
 
 func (p *program) demoCommand() *cobra.Command {
@@ -22,7 +23,8 @@ func (p *program) demoCommand() *cobra.Command {
 its own. Its queue is in a temporary directory; Sendbird and CleverTap are played by
 this program, on loopback. Receipts come in; CleverTap refuses some, then goes down;
 the daemon is killed with -9 and started again; CleverTap comes back; what was refused
-is replayed. At the end stands the account, and the exit code is 0 only if it adds up.
+is replayed; a campaign of CleverTap's goes out through birdtap, and its receipts come
+back. At the end stands the account, and the exit code is 0 only if it adds up.
 
 With --keep the traffic goes on afterwards until Ctrl-C, to play with: addresses and
 curl lines are printed.`,
@@ -38,9 +40,11 @@ type demo struct {
 	birdtap   *installation
 	daemon    *child // nil while none runs
 	cleverTap *clevertaptest.Server
-	sendbird  *traffic
-	ledger    *ledger
-	voice     *voice
+	sendbird  *traffic // what Sendbird posts
+	// notifications is what it takes.
+	notifications *sendbirdtest.Server
+	ledger        *ledger
+	voice         *voice
 }
 
 // demo plays the story. Whatever happens, the daemon is stopped and its directory
@@ -55,7 +59,13 @@ func (p *program) demo(ctx context.Context, keep bool) (err error) {
 	d.cleverTap.KeepRecords(false) // the ledger keeps a byte of each
 	d.cleverTap.OnRecord(d.ledger.arrived)
 
-	if d.birdtap, err = install(ctx, d.cleverTap.URL()); err != nil {
+	d.notifications, err = sendbirdtest.Start("127.0.0.1:0", sendbirdtest.Options{Token: demoNotificationsToken, KeepLast: 100})
+	if err != nil {
+		return err
+	}
+	defer d.notifications.Close()
+
+	if d.birdtap, err = install(ctx, d.cleverTap.URL(), d.notifications.URL()); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.birdtap.remove()) }()
@@ -79,6 +89,7 @@ func (d *demo) play(ctx context.Context, keep bool) error {
 	}
 	posting, silence := context.WithCancel(ctx)
 	defer silence()
+	d.notifications.OnNotification(func(n sendbirdtest.Notification) { d.sendbird.notified(posting, n) })
 	d.sendbird.start(posting)
 	d.voice.start()
 	err := d.scenes(ctx)
@@ -101,7 +112,7 @@ func (d *demo) play(ctx context.Context, keep bool) error {
 func (d *demo) scenes(ctx context.Context) error {
 	for _, scene := range []func(context.Context) error{
 		d.trafficBegins, d.cleverTapRefuses, d.cleverTapGoesDown, d.daemonIsKilled,
-		d.cleverTapIsBack, d.operatorReplays, d.lastReceipts,
+		d.cleverTapIsBack, d.operatorReplays, d.campaignRuns, d.lastReceipts,
 	} {
 		if err := scene(ctx); err != nil {
 			return err
@@ -298,7 +309,7 @@ func (d *demo) operatorReplays(ctx context.Context) error {
 }
 
 func (d *demo) lastReceipts(ctx context.Context) error {
-	d.voice.step("7. Traffic ends", "The last receipts reach CleverTap.")
+	d.voice.step("8. Traffic ends", "The last receipts reach CleverTap.")
 	return d.trafficEnds(ctx)
 }
 

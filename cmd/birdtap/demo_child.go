@@ -36,7 +36,7 @@ const (
 
 // install makes the directory and picks ports. The environment is made from nothing:
 // whatever birdtap variables the user has set are for another birdtap.
-func install(ctx context.Context, cleverTap string) (*installation, error) {
+func install(ctx context.Context, cleverTap, sendbird string) (*installation, error) {
 	program, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -58,6 +58,12 @@ func install(ctx context.Context, cleverTap string) (*installation, error) {
 		"BIRDTAP_CLEVERTAP_ACCOUNT_ID=" + demoAccount,
 		"BIRDTAP_CLEVERTAP_PASSCODE=" + demoPasscode,
 		"BIRDTAP_SENDBIRD_SIGNING_KEYS=" + demoSigningKey,
+		"BIRDTAP_SENDBIRD_NOTIFICATIONS_URL=" + sendbird,
+		"BIRDTAP_SENDBIRD_NOTIFICATIONS_TOKEN=" + demoNotificationsToken,
+		"BIRDTAP_SENDBIRD_UPLOAD_HOSTS=" + strings.TrimPrefix(sendbird, "http://"),
+		"BIRDTAP_SENDER_TOKENS=" + demoSenderToken,
+		"BIRDTAP_GATHER_WAIT=1s",
+		"BIRDTAP_REMEMBER_SENT=1h",
 		// Far above what the demo needs, and little enough for any temporary directory.
 		"BIRDTAP_QUEUE_MAX_BYTES=64MiB",
 		"BIRDTAP_DEAD_MAX_BYTES=16MiB",

@@ -23,8 +23,12 @@ var (
 	doomed        = campaign{"Weekend Offer", "778899"} // CleverTap comes to refuse it
 )
 
-// campaignOf gives one user in ten to the doomed one.
+// campaignOf gives one user in ten to the doomed one, and those far up to the one that
+// birdtap itself sends.
 func campaignOf(user int) campaign {
+	if user >= launchFirst {
+		return launchCampaign
+	}
 	switch user % 10 {
 	case 9:
 		return doomed

@@ -38,9 +38,11 @@ type traffic struct {
 	stopping chan struct{}
 	ended    sync.WaitGroup
 
-	mu   sync.Mutex
-	due  []dueRead // in order of time
-	next int       // the user to whom the next notification goes
+	mu  sync.Mutex
+	due []dueRead // in order of time
+	// notifications by the users of the campaign that birdtap sends.
+	notifications map[int]string
+	next          int // the user to whom the next notification goes
 }
 
 // dueRead is a user who will have read the notification.
@@ -126,7 +128,7 @@ func (t *traffic) deliver(ctx context.Context, f fact) {
 
 // post is one try; true if it was answered 2xx.
 func (t *traffic) post(ctx context.Context, f fact) bool {
-	body := []byte(`{"d":[` + f.record() + `]}`)
+	body := []byte(`{"d":[` + t.body(f) + `]}`)
 	path := "/1/upload"
 	signed := f.user()%4 == 3
 	if signed {
