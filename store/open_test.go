@@ -415,6 +415,27 @@ func TestCommandOnAnEmptyDirectoryIsRefused(t *testing.T) {
 	}
 }
 
+// A command that may make the queue makes it as a daemon would, sizes that fit the volume
+// included, and finds it the next time.
+func TestCommandMayMakeTheQueue(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data")
+	may := func(o *Options) { o.Attach, o.Create = true, true }
+	small := func(o *Options) {
+		unset(o)
+		o.volume = func(string) (volume, error) { return volume{free: 1 << 30, total: 1 << 30}, nil }
+	}
+	s := openStore(t, on(dir), may, small)
+	mustCommit(t, s, receipts(0, 10)...)
+	if size := s.receipts.CachedInfo().Config.MaxBytes; size > 1<<30 {
+		t.Errorf("a queue of %d bytes on a volume of 1 GiB", size)
+	}
+	mustClose(t, s)
+	s = openStore(t, on(dir), may)
+	wantEqual(t, "queued", status(t, s).Queued, 10)
+	mustClose(t, s)
+	wantEqual(t, "queued", status(t, openStore(t, on(dir), attached)).Queued, 10)
+}
+
 // What a killed daemon has left in the checkpoint is not taken for a running relay.
 func TestStatusOfADirectoryThatNobodyRunsOnNamesNoRelay(t *testing.T) {
 	s := openStore(t)

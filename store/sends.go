@@ -17,6 +17,7 @@ import (
 //	stream           subject                 a message is
 //	BIRDTAP_SENDS    BIRDTAP.sends           a frame of asks: what is to be sent, in order, read by position
 //	BIRDTAP_HELD     BIRDTAP.held.<id>       a piece of a call whose outcome nobody knows, until an operator decides
+//	                 BIRDTAP.run.<id>        what became of a file that was sent from the command line
 //	BIRDTAP_UNSENT   BIRDTAP.unsent          users who were not sent to, and why: the newest of them
 //	BIRDTAP_STATE    BIRDTAP.state.sender    the sender's checkpoint, which is its lease, too
 //
@@ -112,7 +113,7 @@ func (s *Store) sendStreams(into *Sends) []wantedStream {
 	log, held, unsent := base, base, base
 	log.Name, log.Subjects = s.names.sendsStream, []string{s.names.sends}
 	log.MaxBytes = s.sendsSize(sendsMaxBytes)
-	held.Name, held.Subjects = s.names.heldStream, []string{s.names.held + ".>"}
+	held.Name, held.Subjects = s.names.heldStream, []string{s.names.held + ".>", s.names.runs + ".>"}
 	held.MaxBytes = s.sendsSize(heldMaxBytes)
 	unsent.Name, unsent.Subjects = s.names.unsentStream, []string{s.names.unsent}
 	unsent.MaxBytes = s.sendsSize(unsentMaxBytes)
@@ -122,7 +123,7 @@ func (s *Store) sendStreams(into *Sends) []wantedStream {
 
 // sendsSize is what a stream may take.
 func (s *Store) sendsSize(standard int64) int64 {
-	if s.embedded == nil {
+	if s.opts.NATSURL != "" {
 		return standard
 	}
 	v, err := s.opts.volume(s.opts.DataDir)
@@ -286,7 +287,10 @@ func (s *Sends) Held(ctx context.Context, fn func(id string, call []byte) error)
 	var id string
 	var call []byte
 	_, err := s.store.scan(ctx, s.held, s.store.names.heldStream, 1, false, func(msg jetstream.Msg, _ *jetstream.MsgMetadata) error {
-		of := strings.TrimPrefix(msg.Subject(), s.store.names.held+".")
+		of, isCall := strings.CutPrefix(msg.Subject(), s.store.names.held+".")
+		if !isCall {
+			return nil // of a file
+		}
 		if of != id && id != "" {
 			if err := fn(id, call); err != nil {
 				return err
@@ -352,17 +356,20 @@ func (s *Sends) Alive(ctx context.Context, wait time.Duration) bool {
 func (s *Sends) OwnsQueue() bool { return s.store.embedded != nil }
 
 // WriteRun notes what became of a file that was sent from the command line, under an
-// id of letters, digits and hyphens; ReadRun returns it, nil if there is none.
+// id of letters, digits and hyphens. It stays until it is noted anew.
 func (s *Sends) WriteRun(ctx context.Context, id string, data []byte) error {
-	if _, err := s.store.publish(ctx, &nats.Msg{Subject: s.store.names.runs + "." + id, Data: data}); err != nil {
+	subject := s.store.names.runs + "." + id
+	if _, err := s.store.publish(ctx, &nats.Msg{Subject: subject, Data: data}); err != nil {
 		return fmt.Errorf("note what was sent: %w", err)
 	}
+	// The newest one counts, so that one before it that stays does no harm.
+	_ = s.held.Purge(ctx, jetstream.WithPurgeSubject(subject), jetstream.WithPurgeKeep(1))
 	return nil
 }
 
-// ReadRun returns what WriteRun noted.
+// ReadRun returns what WriteRun noted, nil if there is nothing.
 func (s *Sends) ReadRun(ctx context.Context, id string) ([]byte, error) {
-	msg, err := s.store.state.GetLastMsgForSubject(ctx, s.store.names.runs+"."+id)
+	msg, err := s.held.GetLastMsgForSubject(ctx, s.store.names.runs+"."+id)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return nil, nil
 	}

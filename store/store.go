@@ -63,6 +63,9 @@ type Options struct {
 	// Attach is for commands: use the server of the daemon that runs on DataDir,
 	// and open the directory oneself only if none does.
 	Attach bool
+	// Create makes the embedded queue where Attach finds none, as a daemon would. In a
+	// cluster that stays the business of daemons and of Init.
+	Create bool
 	// InProcess opens no loopback port, so that no command can attach (tests).
 	InProcess bool
 
@@ -150,7 +153,7 @@ func namesOf(prefix string) names {
 		held:         prefix + ".held",
 		unsent:       prefix + ".unsent",
 		sender:       prefix + ".state.sender",
-		runs:         prefix + ".state.run",
+		runs:         prefix + ".run",
 		senderAlive:  prefix + ".news.sender",
 	}
 }
@@ -211,7 +214,7 @@ func (s *Store) connect(ctx context.Context) (err error) {
 	if s.opts.NATSURL != "" {
 		return s.dial(s.opts.NATSURL)
 	}
-	if s.opts.Attach {
+	if s.opts.Attach && !s.opts.Create {
 		if m, _, err := readMarker(s.opts.DataDir); err != nil || !m.Queue {
 			return errors.Join(err, fmt.Errorf("there is no queue in %s: a daemon makes one", s.opts.DataDir))
 		}
@@ -222,6 +225,9 @@ func (s *Store) connect(ctx context.Context) (err error) {
 	}
 	if err != nil {
 		return err
+	}
+	if m, _, err := readMarker(s.opts.DataDir); err == nil && !m.Queue {
+		s.opts.Attach = false // the directory is locked, and there is nothing to attach to
 	}
 	return s.dial("", nats.InProcessServer(s.embedded), nats.Token(s.embedded.token), nats.PingInterval(inProcessPing))
 }

@@ -10,6 +10,8 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -129,7 +131,7 @@ BIRDTAP_CLEVERTAP_PASSCODE; birdtap serve --print-config shows them all.`,
 	root.AddCommand(
 		p.serveCommand(), p.ingestCommand(), p.relayCommand(), p.senderCommand(),
 		p.statusCommand(), p.pauseCommand(), p.resumeCommand(), p.deadCommand(), p.identitiesCommand(), p.initCommand(),
-		p.filesCommand(), p.templatesCommand(),
+		p.sendCommand(), p.filesCommand(), p.templatesCommand(),
 		p.userCommand(), p.metadataCommand(), p.customerCommand(), p.ticketCommand(),
 		p.demoCommand(), p.versionCommand(),
 	)
@@ -148,7 +150,8 @@ func group(c *cobra.Command) *cobra.Command {
 		hint := "see " + c.CommandPath() + " --help"
 		c.SuggestionsMinimumDistance = 2
 		if near := c.SuggestionsFor(args[0]); len(near) > 0 {
-			hint = fmt.Sprintf("did you mean %q?", near[0])
+			begun := slices.IndexFunc(near, func(name string) bool { return strings.HasPrefix(name, args[0]) })
+			hint = fmt.Sprintf("did you mean %q?", near[max(0, begun)])
 		}
 		return fmt.Errorf("unknown command %q for %q: %s", args[0], c.CommandPath(), hint)
 	}

@@ -145,6 +145,9 @@ func TestCompletion(t *testing.T) {
 		{"ini", "init"},
 		{"init --j", "--json"},
 		{"relay --deliv", "--delivered"},
+		{"send --mode ", "auto batch csv realtime"},
+		{"send --priority h", "high"},
+		{"send --held --release ", ""},
 	} {
 		args := strings.Split(c.line, " ")
 		values, files := offered(t, args...)

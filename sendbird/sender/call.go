@@ -52,6 +52,7 @@ type outcome struct {
 	why        string       // for the log, and for the operator
 	status     int          // of Sendbird's answer, 0 without one
 	account    bool         // Sendbird refuses the account, not this call
+	inherited  bool         // of the last term: it tells nothing about Sendbird now
 	retryAfter time.Duration
 }
 
@@ -346,7 +347,7 @@ func (t *term) handOver(ctx context.Context, c *call) {
 	if err != nil {
 		w = &work{count: c.group.users}
 	}
-	out := outcome{kind: callUnknown, mode: c.mode, users: w.count, unsendable: w.unsendable, why: "birdtap ended before it knew the answer"}
+	out := outcome{kind: callUnknown, mode: c.mode, users: w.count, unsendable: w.unsendable, inherited: true, why: "birdtap ended before it knew the answer"}
 	t.log.Error("a call was on its way when the last sender ended: it is held for an operator (birdtap send --held)",
 		zap.Uint64("call", c.number), zap.String("mode", string(c.mode)), zap.Int("users", w.count))
 	t.keep(ctx, c, &out)

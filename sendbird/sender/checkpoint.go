@@ -62,6 +62,8 @@ type jobState struct {
 	Next  int    `json:"next"`
 	Ended bool   `json:"ended,omitzero"` // the last part is settled, and all before it
 	Users counts `json:"users"`
+	// RefusedBy are the refused ones of Users, by why.
+	RefusedBy map[Reason]int64 `json:"refused_by,omitempty"`
 }
 
 // counts are users, by what became of them.

@@ -18,7 +18,7 @@ const (
 	// maxCalls are under way at once. Sendbird limits calls per second, which the client
 	// minds; more at once would gain nothing at a usual answer time.
 	maxCalls = 16
-	// maxBatches among them, each with up to 100,000 users in memory.
+	// maxBatches are among them, or one file, whose users are in memory.
 	maxBatches = 2
 	// heldBytes is about how much of what waits is in memory; the rest stays in the log.
 	heldBytes = 32 << 20
@@ -607,8 +607,12 @@ func (t *term) next(now time.Time) *call {
 	}
 	large := 0
 	for _, c := range t.carried {
-		if c.mode != ModeRealtime {
+		switch c.mode {
+		case ModeBatch:
 			large++
+		case ModeCSV:
+			large += maxBatches // its users, and their file
+		case ModeRealtime:
 		}
 	}
 	if large >= maxBatches {

@@ -93,6 +93,9 @@ func (s *Sender) Run(ctx context.Context) error {
 // takes a turn at least every maxRest.
 const stalledAfter = 30 * time.Second
 
+// Active tells whether this sender is the one that sends.
+func (s *Sender) Active() bool { return s.progress.Load() != 0 }
+
 // Health returns an error if the active sender makes no progress at all. Waiting for
 // Sendbird and standing by are progress.
 func (s *Sender) Health() error {

@@ -113,7 +113,14 @@ func (t *term) account(c *call, out *outcome, d counts) {
 	t.totals.add(c.mode, d)
 	t.metrics.settled(c.mode, whole)
 	if m.Job != "" {
-		t.job(m.Job).Users.add(whole)
+		j := t.job(m.Job)
+		j.Users.add(whole)
+		for reason, n := range refused {
+			if j.RefusedBy == nil {
+				j.RefusedBy = map[Reason]int64{}
+			}
+			j.RefusedBy[reason] += n
+		}
 	}
 	if m.Event != "" {
 		asked := int64(0)
@@ -160,7 +167,7 @@ func (t *term) judgeSendbird(out *outcome) {
 		t.failures = 0
 		t.backoff.Reset()
 	case callLater, callUnknown:
-		if out.why == "" || out.status == http.StatusTooManyRequests {
+		if out.why == "" || out.inherited || out.status == http.StatusTooManyRequests {
 			return // not Sendbird's doing, or paced by its own word
 		}
 		t.failures++
@@ -259,7 +266,9 @@ func (t *term) snapshot() checkpoint {
 		cp.Calls = append(cp.Calls, *t.noted[number])
 	}
 	for _, j := range t.jobs {
-		cp.Jobs = append(cp.Jobs, *j)
+		whole := *j
+		whole.RefusedBy = maps.Clone(j.RefusedBy)
+		cp.Jobs = append(cp.Jobs, whole)
 	}
 	return cp
 }

@@ -38,6 +38,8 @@ type JobStatus struct {
 	Next                         int  // number of the first part that is not settled, or later
 	Ended                        bool // all of it is settled
 	Sent, Refused, Held, Dropped int64
+	RefusedBy                    map[Reason]int64
+	Refuses                      string // why Sendbird takes nothing at all, of whatever file; empty while it does
 }
 
 // Settled is how many users of the file are accounted for.
@@ -63,7 +65,9 @@ func ReadStatus(ctx context.Context, sends *store.Sends) (Status, error) {
 // ReadJob returns what has become of a file, without a look at what else waits.
 func ReadJob(ctx context.Context, sends *store.Sends, id string) (JobStatus, error) {
 	st, _, err := readAccount(ctx, sends)
-	return st.Jobs[id], err
+	j := st.Jobs[id]
+	j.Refuses = st.Refuses // of one that is not known yet, too
+	return j, err
 }
 
 func readAccount(ctx context.Context, sends *store.Sends) (Status, *checkpoint, error) {
@@ -81,7 +85,7 @@ func readAccount(ctx context.Context, sends *store.Sends) (Status, *checkpoint, 
 		st.Asked += c.Sent + c.Refused + c.Held + c.Dropped
 	}
 	for _, j := range cp.Jobs {
-		st.Jobs[j.ID] = JobStatus{j.Next, j.Ended, j.Users.Sent, j.Users.Refused, j.Users.Held, j.Users.Dropped}
+		st.Jobs[j.ID] = JobStatus{j.Next, j.Ended, j.Users.Sent, j.Users.Refused, j.Users.Held, j.Users.Dropped, j.RefusedBy, st.Refuses}
 	}
 	return st, &cp, nil
 }
@@ -149,4 +153,15 @@ func Decide(ctx context.Context, sends *store.Sends, id string, release bool) er
 		return err
 	}
 	return sends.Commit(ctx, asks)
+}
+
+// Ordered tells whether a decision about a held call still waits to be carried out.
+func Ordered(ctx context.Context, sends *store.Sends, id string) (bool, error) {
+	cp, _, err := readCheckpoint(ctx, sends)
+	if err != nil {
+		return false, err
+	}
+	waits := false
+	err = eachWaiting(ctx, sends, &cp, func(a *Ask) { waits = waits || a.Release == id || a.Drop == id })
+	return waits, err
 }
