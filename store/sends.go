@@ -92,7 +92,7 @@ func (s *Store) OpenSends(ctx context.Context) (*Sends, error) {
 func (s *Store) FindSends(ctx context.Context) (*Sends, error) {
 	have, err := s.lookUpStream(ctx, s.names.sendsStream)
 	if errors.Is(err, errDenied) || err == nil && have == nil {
-		return nil, nil //nolint:nilnil,nilerr // none that this user could see, and no error
+		return nil, nil //nolint:nilnil // none that this user could see, and no error
 	}
 	if err != nil {
 		return nil, err

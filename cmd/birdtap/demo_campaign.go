@@ -27,7 +27,7 @@ const (
 
 const (
 	demoNotificationsToken = "demo-notifications-token"
-	demoSenderToken        = "demo-sender-token"
+	demoSenderToken        = "demo-sender-token" //nolint:gosec // the same
 )
 
 // campaignRuns is the whole loop: CleverTap asks for notifications, birdtap sends them,

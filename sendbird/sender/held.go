@@ -192,10 +192,10 @@ func (t *term) listUnsent(ctx context.Context, c *call, out *outcome) (bool, err
 }
 
 // listCorrupt puts what there is of a frame on the list that does not decode.
-func (t *term) listCorrupt(f *store.SendFrame) {
+func (t *term) listCorrupt(ctx context.Context, f *store.SendFrame) {
 	data, err := json.Marshal(UnsentEntry{Time: f.Time, Reason: ReasonCorrupt, Raw: f.Raw})
 	if err == nil {
-		ctx, cancel := context.WithTimeout(context.Background(), readWait)
+		ctx, cancel := context.WithTimeout(ctx, readWait)
 		defer cancel()
 		err = t.opts.Sends.ListUnsent(ctx, data)
 	}

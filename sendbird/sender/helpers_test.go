@@ -85,7 +85,7 @@ func (r *rig) start() *rig {
 	o := r.opts
 	o.Sends = r.sends
 	s := New(o)
-	ctx, cancel := context.WithCancel(context.Background()) //nolint:usetesting // it ends before the store is closed
+	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
 	r.stop, r.done = cancel, done

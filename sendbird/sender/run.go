@@ -335,7 +335,7 @@ func (t *term) read(ctx context.Context) {
 		if t.budget.take(ctx, frameCost(&f)) != nil {
 			return // stopped
 		}
-		t.send(ctx, func() { t.take(&f) })
+		t.send(ctx, func() { t.take(ctx, &f) })
 	}
 }
 
@@ -348,14 +348,14 @@ func frameCost(f *store.SendFrame) int {
 }
 
 // take is the arrival of one frame.
-func (t *term) take(f *store.SendFrame) {
+func (t *term) take(ctx context.Context, f *store.SendFrame) {
 	now := time.Now()
 	t.missing(f.Seq)
 	t.caughtUp = !f.More
 	t.frames = append(t.frames, frameMark{f.Seq, f.Time})
 	kept := 0
 	if f.Err != nil {
-		t.corrupt(f)
+		t.corrupt(ctx, f)
 	} else {
 		t.ledger.open(f.Seq, len(f.Asks), f.Time)
 		for i := range f.Asks {
@@ -371,10 +371,7 @@ func (t *term) take(f *store.SendFrame) {
 // missing settles the frames between the last one read and seq: they are gone.
 func (t *term) missing(seq uint64) {
 	if t.expect == 0 {
-		t.expect = seq // what lies before was trimmed
-		if seq > t.ledger.floor {
-			t.expect = t.ledger.floor
-		}
+		t.expect = min(seq, t.ledger.floor) // what lies before was trimmed
 	}
 	gone := 0
 	for s := t.expect; s < seq; s++ {
@@ -393,7 +390,7 @@ func (t *term) missing(seq uint64) {
 
 // corrupt settles a frame that does not decode. What there is of it goes on the list of
 // those who were not sent to.
-func (t *term) corrupt(f *store.SendFrame) {
+func (t *term) corrupt(ctx context.Context, f *store.SendFrame) {
 	if f.Seq < t.ledger.floor || t.ledger.settled.has(placeOf(f.Seq, 0)) {
 		return
 	}
@@ -402,7 +399,7 @@ func (t *term) corrupt(f *store.SendFrame) {
 	t.totals.refuse(ModeBatch, ReasonCorrupt, 1)
 	t.metrics.settled(ModeBatch, counts{Refused: 1})
 	t.dirty = true
-	t.tasks.Go(func() { t.listCorrupt(f) })
+	t.tasks.Go(func() { t.listCorrupt(context.WithoutCancel(ctx), f) })
 }
 
 // admit decides what becomes of one ask that was just read, and returns how many of its
