@@ -1,9 +1,11 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,6 +19,7 @@ import (
 //	stream           subject                 a message is
 //	BIRDTAP_SENDS    BIRDTAP.sends           a frame of asks: what is to be sent, in order, read by position
 //	BIRDTAP_HELD     BIRDTAP.held.<id>       a piece of a call whose outcome nobody knows, until an operator decides
+//	                 BIRDTAP.order.<id>      what the operator has decided about such a call, until it is done
 //	                 BIRDTAP.run.<id>        what became of a file that was sent from the command line
 //	BIRDTAP_UNSENT   BIRDTAP.unsent          users who were not sent to, and why: the newest of them
 //	BIRDTAP_STATE    BIRDTAP.state.sender    the sender's checkpoint, which is its lease, too
@@ -113,7 +116,7 @@ func (s *Store) sendStreams(into *Sends) []wantedStream {
 	log, held, unsent := base, base, base
 	log.Name, log.Subjects = s.names.sendsStream, []string{s.names.sends}
 	log.MaxBytes = s.sendsSize(sendsMaxBytes)
-	held.Name, held.Subjects = s.names.heldStream, []string{s.names.held + ".>", s.names.runs + ".>"}
+	held.Name, held.Subjects = s.names.heldStream, []string{s.names.held + ".>", s.names.orders + ".>", s.names.runs + ".>"}
 	held.MaxBytes = s.sendsSize(heldMaxBytes)
 	unsent.Name, unsent.Subjects = s.names.unsentStream, []string{s.names.unsent}
 	unsent.MaxBytes = s.sendsSize(unsentMaxBytes)
@@ -289,7 +292,7 @@ func (s *Sends) Held(ctx context.Context, fn func(id string, call []byte) error)
 	_, err := s.store.scan(ctx, s.held, s.store.names.heldStream, 1, false, func(msg jetstream.Msg, _ *jetstream.MsgMetadata) error {
 		of, isCall := strings.CutPrefix(msg.Subject(), s.store.names.held+".")
 		if !isCall {
-			return nil // of a file
+			return nil
 		}
 		if of != id && id != "" {
 			if err := fn(id, call); err != nil {
@@ -315,6 +318,50 @@ func (s *Sends) Forget(ctx context.Context, id string) error {
 }
 
 func (s *Sends) heldSubject(id string) string { return s.store.names.held + "." + id }
+
+// Order is what an operator has decided about a held call.
+type Order struct {
+	ID       string // of the call
+	Decision []byte
+	Seq      uint64 // grows with each decision
+}
+
+// Decide keeps a decision about a held call, in place of what was decided before.
+func (s *Sends) Decide(ctx context.Context, id string, decision []byte) error {
+	if _, err := s.store.publish(ctx, &nats.Msg{Subject: s.store.names.orders + "." + id, Data: decision}); err != nil {
+		return fmt.Errorf("decide about call %s: %w", id, err)
+	}
+	return nil
+}
+
+// Orders returns the newest decision about each call, the oldest first.
+func (s *Sends) Orders(ctx context.Context) ([]Order, error) {
+	info, err := s.held.Info(ctx, jetstream.WithSubjectFilter(s.store.names.orders+".>"))
+	if err != nil {
+		return nil, fmt.Errorf("look up decisions: %w", err)
+	}
+	var orders []Order
+	for subject := range info.State.Subjects {
+		msg, err := s.held.GetLastMsgForSubject(ctx, subject)
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			continue // carried out meanwhile
+		}
+		if err != nil {
+			return nil, fmt.Errorf("look up a decision: %w", err)
+		}
+		orders = append(orders, Order{ID: strings.TrimPrefix(subject, s.store.names.orders+"."), Decision: msg.Data, Seq: msg.Sequence})
+	}
+	slices.SortFunc(orders, func(a, b Order) int { return cmp.Compare(a.Seq, b.Seq) })
+	return orders, nil
+}
+
+// Ordered says that a decision is carried out. A newer one about the same call stays.
+func (s *Sends) Ordered(ctx context.Context, o Order) error {
+	if err := s.held.Purge(ctx, jetstream.WithPurgeSubject(s.store.names.orders+"."+o.ID), jetstream.WithPurgeSequence(o.Seq+1)); err != nil {
+		return fmt.Errorf("note that a decision about call %s is carried out: %w", o.ID, err)
+	}
+	return nil
+}
 
 // ListUnsent puts an entry on the list of those who were not sent to. The list keeps
 // its newest entries.

@@ -127,7 +127,8 @@ type names struct {
 
 	// Of the sender; see Sends.
 	sendsStream, heldStream, unsentStream string
-	sends, held, unsent, sender, runs     string // subjects; held and runs are prefixes
+	sends, unsent, sender                 string // subjects
+	held, orders, runs                    string // what their subjects begin with
 	senderAlive                           string // of no stream
 }
 
@@ -151,6 +152,7 @@ func namesOf(prefix string) names {
 		unsentStream: prefix + "_UNSENT",
 		sends:        prefix + ".sends",
 		held:         prefix + ".held",
+		orders:       prefix + ".order",
 		unsent:       prefix + ".unsent",
 		sender:       prefix + ".state.sender",
 		runs:         prefix + ".run",

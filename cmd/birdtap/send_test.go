@@ -530,7 +530,7 @@ func TestHeldCallsAreDecided(t *testing.T) {
 	if len(ids) != 3 {
 		t.Fatalf("%d held calls: %+v", len(ids), got)
 	}
-	if got := r.send(t, "--held"); got.code != exitDone || got.err != "3 held calls\n" || !strings.HasPrefix(got.out, "ID  SINCE") || strings.Count(got.out, "\n") != 4 {
+	if got := r.send(t, "--held"); got.code != exitDone || got.err != "3 held calls\n" || !strings.HasPrefix(got.out, "ID   SINCE") || strings.Count(got.out, "\n") != 4 {
 		t.Errorf("%+v", got)
 	}
 	for _, flag := range []string{"--drop=999", "--release=999"} {
@@ -582,8 +582,8 @@ func TestReleaseAsksAPerson(t *testing.T) {
 		if _, err := screen.WriteString(answer + "\n"); err != nil {
 			t.Fatal(err)
 		}
-		code := p.run(t.Context(), []string{"send", "--held", "--release", "1"})
-		if (code == exitDone) != (answer == "y") || !strings.HasPrefix(words.String(), "send call 1 to 1 user again? Whoever got the first gets it twice [y/N] ") {
+		code := p.run(t.Context(), []string{"send", "--held", "--release", "1-1"})
+		if (code == exitDone) != (answer == "y") || !strings.HasPrefix(words.String(), "send call 1-1 to 1 user again? Whoever got the first gets it twice [y/N] ") {
 			t.Errorf("%s: code %d, stdout %q, stderr %q", answer, code, out.String(), words.String())
 		}
 	}

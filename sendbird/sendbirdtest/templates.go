@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -17,7 +18,7 @@ type template struct {
 	raw       jsontext.Value
 }
 
-// AddTemplate adds a template, given as the JSON of its resource:
+// AddTemplate adds a template, or replaces the one of that key, given as the JSON of its resource:
 //
 //	{"key":"sale","name":"Sale","variable_schema":[{"key":"name","type":"string","name":"Name"}]}
 //
@@ -40,7 +41,10 @@ func (s *Server) AddTemplate(resource string) error {
 	for _, v := range t.VariableSchema {
 		one.variables = append(one.variables, v.Key)
 	}
-	s.set(func() { s.templates = append(s.templates, one) })
+	s.set(func() {
+		s.templates = slices.DeleteFunc(s.templates, func(t template) bool { return t.key == one.key })
+		s.templates = append(s.templates, one)
+	})
 	return nil
 }
 

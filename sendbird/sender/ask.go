@@ -64,8 +64,7 @@ const (
 	ReasonCorrupt    Reason = "corrupt"     // the stored ask does not decode
 )
 
-// Ask is one entry of the sender's log: users who are to get a message, or an operator's
-// decision about a held call.
+// Ask is one entry of the sender's log: users who are to get a message.
 //
 // It is kept as JSON and outlives a deploy: fields are only added.
 type Ask struct {
@@ -79,24 +78,27 @@ type Ask struct {
 	// one says so. A part that comes again is dropped.
 	Part int  `json:"part,omitzero"`
 	Last bool `json:"last,omitzero"`
-
-	Release string `json:"release,omitempty"` // id of a held call that is to be sent again
-	Drop    string `json:"drop,omitempty"`    // id of a held call that is given up
 }
 
 const askFormat = 1
 
 // maxAskUsers bounds the users of one ask, so that it stays well below store.MaxAskBytes;
-// what has more becomes several.
+// what has more becomes several. It never changes: a webhook call that is made again while
+// another version takes over has to become the same asks.
 const maxAskUsers = 1000
 
 // Encode returns the asks as the store keeps them, those taken apart that are too large,
 // or whose users cannot go in one call.
+// A part of a file is not taken apart: its number would come twice, so that is an error.
 // Equal key and equal asks give equal keys, which tell that the same call was made again;
 // an empty key gives ones that are never equal to others.
 func Encode(key []byte, asks []Ask) ([]store.Ask, error) {
 	var all []store.Ask
-	for _, a := range apart(asks) {
+	pieces := apart(asks)
+	if len(pieces) > len(asks) && slices.ContainsFunc(asks, func(a Ask) bool { return a.Job != "" }) {
+		return nil, errPart
+	}
+	for _, a := range pieces {
 		for {
 			part, rest, err := a.cut()
 			if err != nil {
@@ -110,6 +112,9 @@ func Encode(key []byte, asks []Ask) ([]store.Ask, error) {
 			all = append(all, entry)
 			if rest == nil {
 				break
+			}
+			if a.Job != "" {
+				return nil, errPart
 			}
 			a = *rest
 		}
@@ -145,6 +150,8 @@ func apart(asks []Ask) []Ask {
 	}
 	return all
 }
+
+var errPart = errors.New("a part of a file is one ask: of at most 1000 users, with variables of equal names, in real time of one")
 
 var errAskTooLarge = errors.New("what one user gets takes more room than an ask has")
 

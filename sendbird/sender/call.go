@@ -24,7 +24,8 @@ type call struct {
 	number    uint64
 	mode      Mode // how it leaves
 	group     *gathering
-	released  string // id of the held call that it sends again, or drops; its users stand there
+	released  string      // id of the held call that it sends again, or drops; its users stand there
+	order     store.Order // that says so
 	dropped   bool
 	stored    []byte // the asks of a held call
 	again     bool   // its file may be there already, from before a break
@@ -47,7 +48,8 @@ type outcome struct {
 	kind       outcomeKind
 	mode       Mode
 	users      int          // those that the call was for
-	unsendable []Unsendable // those that were never in it
+	unsendable []Unsendable // those whom the door found to be
+	misfits    []Unsendable // users of the asks who were kept apart
 	reason     Reason       // of refused
 	why        string       // for the log, and for the operator
 	status     int          // of Sendbird's answer, 0 without one
@@ -77,6 +79,7 @@ type work struct {
 	users        []User // of a call that names them
 	count        int
 	unsendable   []Unsendable
+	misfits      []Unsendable
 	file         []byte // of a call by file
 	fileKey      string
 }
@@ -95,17 +98,15 @@ func (t *term) carry(ctx, stop context.Context, c *call) {
 
 // attempt is carry up to the attempt's outcome.
 func (t *term) attempt(ctx, stop context.Context, c *call) outcome {
-	w, err := t.prepare(stop, c)
 	if c.dropped {
+		_ = c.load(ctx, t.opts.Sends) // for its campaign; what cannot be read is given up, too
 		return outcome{kind: callDropped, mode: c.mode}
 	}
+	w, err := t.prepare(stop, c)
 	if err != nil {
-		if stop.Err() == nil {
-			t.log.Error("a call cannot be put together: trying again", zap.Uint64("call", c.number), zap.Error(err))
-		}
-		return outcome{kind: callLater, mode: c.mode}
+		return t.unprepared(stop, c, err)
 	}
-	out := outcome{mode: c.mode, users: w.count, unsendable: w.unsendable}
+	out := outcome{mode: c.mode, users: w.count, unsendable: w.unsendable, misfits: w.misfits}
 	if w.count == 0 {
 		out.kind = callEmpty
 		return out
@@ -143,9 +144,37 @@ func (t *term) attempt(ctx, stop context.Context, c *call) outcome {
 	return out
 }
 
+// unprepared is the outcome of a call that cannot be put together.
+func (t *term) unprepared(stop context.Context, c *call, err error) outcome {
+	out := outcome{kind: callLater, mode: c.mode, users: c.group.users}
+	if stop.Err() != nil {
+		return out
+	}
+	t.log.Error("a call cannot be put together", zap.Uint64("call", c.number), zap.Error(err))
+	if limit, ok := errors.AsType[*sendbird.LimitError](err); ok {
+		return out.judge(limit, true)
+	}
+	if c.released != "" {
+		out.kind, out.inherited = callUnknown, true // it stays held
+	}
+	return out
+}
+
 // accountCodes are refusals that say nothing about the call: whatever is sent is refused,
 // until an operator has changed the configuration here or at Sendbird's.
-var accountCodes = []sendbird.Code{sendbird.CodeBadToken, sendbird.CodeNoPermission, sendbird.CodeServiceOff, sendbird.CodeNoApplication}
+var accountCodes = []sendbird.Code{
+	sendbird.CodeBadToken, sendbird.CodeNoPermission, sendbird.CodeServiceOff, sendbird.CodeNoApplication,
+	400108, // not authorised
+	400306, // the plan's quota is used up
+	400307, // domain not allowed
+}
+
+// accountStatus are answers without a code that do not come from the API: of a proxy, or at
+// a wrong address.
+var accountStatus = []int{
+	http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusMethodNotAllowed,
+	http.StatusProxyAuthRequired, http.StatusMisdirectedRequest,
+}
 
 // judge gives an outcome its verdict. Of a call that reaches nobody, such as the upload of
 // a file, everything but a clear refusal may be tried again.
@@ -158,7 +187,7 @@ func (o outcome) judge(err error, reaches bool) outcome {
 	api, isAPI := errors.AsType[*sendbird.APIError](err)
 	if isAPI {
 		o.retryAfter, o.status = api.RetryAfter, api.Status
-		if slices.Contains(accountCodes, api.Code) || api.Status == http.StatusUnauthorized {
+		if slices.Contains(accountCodes, api.Code) || api.Code == 0 && slices.Contains(accountStatus, api.Status) {
 			o.kind, o.account = callLater, true
 			return o
 		}
@@ -204,16 +233,15 @@ func (t *term) prepare(ctx context.Context, c *call) (*work, error) {
 	if c.mode == ModeRealtime {
 		w.notification.Mode = sendbird.Realtime
 	}
-	template := t.templates.get(ctx, m.Template)
 	var file *fileWriter
-	for asks, err := range c.asks() {
+	for a, err := range c.asks() {
 		if err != nil {
 			return nil, err
 		}
-		w.unsendable = append(w.unsendable, asks.Unsendable...)
-		for _, u := range asks.Users {
-			if reason, detail := misfit(template, u); reason != "" {
-				w.unsendable = append(w.unsendable, Unsendable{User: u.ID, Reason: reason, Detail: detail})
+		w.unsendable = append(w.unsendable, a.Unsendable...)
+		for _, u := range a.Users {
+			if reason, detail := t.misfit(ctx, m.Template, u); reason != "" {
+				w.misfits = append(w.misfits, Unsendable{User: u.ID, Reason: reason, Detail: detail})
 				continue
 			}
 			if c.mode != ModeCSV {
@@ -228,7 +256,7 @@ func (t *term) prepare(ctx context.Context, c *call) (*work, error) {
 				}
 			}
 			if err := file.add(u); err != nil {
-				w.unsendable = append(w.unsendable, Unsendable{User: u.ID, Reason: ReasonInvalid, Detail: err.Error()})
+				w.misfits = append(w.misfits, Unsendable{User: u.ID, Reason: ReasonInvalid, Detail: err.Error()})
 				continue
 			}
 			w.count++
@@ -257,16 +285,21 @@ func (w *work) name() {
 	}
 }
 
-// misfit says why a user's variables do not fit the template, as far as it is known.
-func misfit(template *sendbird.Template, u User) (Reason, string) {
+// misfit says why a user's variables do not fit the template, as far as it is known. It
+// looks at the template once more before it says so.
+func (t *term) misfit(ctx context.Context, key string, u User) (Reason, string) {
 	one := sendbird.Notification{Targets: []string{u.ID}, Variables: map[string]sendbird.Variables{u.ID: u.Variables}}
-	if template == nil {
-		return "", ""
+	var err error
+	for _, maxAge := range []time.Duration{templateKnown, templateFresh} {
+		template := t.templates.get(ctx, key, maxAge)
+		if template == nil {
+			return "", ""
+		}
+		if err = one.CheckAgainst(*template); err == nil {
+			return "", ""
+		}
 	}
-	if err := one.CheckAgainst(*template); err != nil {
-		return ReasonVariables, err.Error()
-	}
-	return "", ""
+	return ReasonVariables, err.Error()
 }
 
 // fileWriter writes the file of a call: a column for each variable.
@@ -347,7 +380,7 @@ func (t *term) handOver(ctx context.Context, c *call) {
 	if err != nil {
 		w = &work{count: c.group.users}
 	}
-	out := outcome{kind: callUnknown, mode: c.mode, users: w.count, unsendable: w.unsendable, inherited: true, why: "birdtap ended before it knew the answer"}
+	out := outcome{kind: callUnknown, mode: c.mode, users: w.count, unsendable: w.unsendable, misfits: w.misfits, inherited: true, why: "birdtap ended before it knew the answer"}
 	t.log.Error("a call was on its way when the last sender ended: it is held for an operator (birdtap send --held)",
 		zap.Uint64("call", c.number), zap.String("mode", string(c.mode)), zap.Int("users", w.count))
 	t.keep(ctx, c, &out)
@@ -359,8 +392,12 @@ func (t *term) handOver(ctx context.Context, c *call) {
 // term lasts: nobody is left out silently.
 func (t *term) keep(ctx context.Context, c *call, out *outcome) {
 	t.insist(ctx, "a call is held", func() error {
-		if out.kind != callUnknown || c.released != "" { // one that was held is still there
+		switch {
+		case out.kind != callUnknown:
 			return nil
+		case c.released != "":
+			// It is still there. But no crash may bring back the order to send it.
+			return t.opts.Sends.Ordered(ctx, c.order)
 		}
 		err := t.hold(ctx, c, out)
 		failpoint.Here(failpoint.CallHeld)

@@ -19,7 +19,6 @@ type entry struct {
 	accepted time.Time
 	data     []byte
 	users    []string // ids
-	unsend   int      // unsendable ones
 }
 
 // gathering is the entries that may go in one call: equal messages, and variables of equal
@@ -39,7 +38,7 @@ type gathering struct {
 type gatherer struct {
 	wait   time.Duration // how long users of one campaign are gathered
 	groups map[string]*gathering
-	bytes  int // of all entries
+	users  int // of all groups
 }
 
 // quiet is how long a group must be without a newcomer before it leaves for its size
@@ -62,11 +61,9 @@ func (g *gatherer) add(a *Ask, e entry, now time.Time) {
 	gr.users += len(e.users)
 	gr.newest = now
 	gr.ended = gr.ended || a.Last
-	g.bytes += entryCost(&e)
+	gr.byFile = gr.byFile && byFile
+	g.users += len(e.users)
 }
-
-// entryCost is about what an entry takes in memory.
-func entryCost(e *entry) int { return len(e.data) + 40*len(e.users) + 100 }
 
 // groupKey tells asks apart that cannot go in one call.
 func groupKey(a *Ask) (key string, byFile bool) {
@@ -145,6 +142,10 @@ func (g *gatherer) next(now time.Time, crowded bool) *gathering {
 	return g.cut(best)
 }
 
+// maxCallSpans bounds what the places of one call take in the checkpoint: 4 bytes each as
+// base64, where they lie apart.
+const maxCallSpans = 50_000
+
 // cut takes as many entries of a group as fit one call, in order, nobody twice: who is
 // in it already waits for the next call.
 func (g *gatherer) cut(gr *gathering) *gathering {
@@ -152,8 +153,13 @@ func (g *gatherer) cut(gr *gathering) *gathering {
 	out := &gathering{key: gr.key, message: gr.message, byFile: gr.byFile}
 	seen := make(map[string]struct{}, min(gr.users, most))
 	rest := gr.entries[:0:0]
+	spans, behind := 0, place(0)
 	for i, e := range gr.entries {
-		if out.users+len(e.users) > most {
+		if e.at != behind {
+			spans++
+		}
+		behind = e.at + 1
+		if out.users+len(e.users) > most || spans > maxCallSpans {
 			rest = append(rest, gr.entries[i:]...)
 			break
 		}
@@ -166,10 +172,10 @@ func (g *gatherer) cut(gr *gathering) *gathering {
 		}
 		out.entries = append(out.entries, e)
 		out.users += len(e.users)
-		g.bytes -= entryCost(&e)
 	}
 	gr.entries = rest
 	gr.users -= out.users
+	g.users -= out.users
 	if len(rest) == 0 {
 		delete(g.groups, gr.key)
 	}
@@ -185,13 +191,4 @@ func (g *gatherer) wakeAt() time.Time {
 		}
 	}
 	return at
-}
-
-// waiting is how many users are gathered.
-func (g *gatherer) waiting() int {
-	n := 0
-	for _, gr := range g.groups {
-		n += gr.users
-	}
-	return n
 }

@@ -62,8 +62,8 @@ func TestGroupLeavesWhenItsOldestHasWaited(t *testing.T) {
 	if got := p.leave(40 * time.Second); !slices.Equal(got, []int{1}) {
 		t.Errorf("the other campaign: %v", got)
 	}
-	if p.g.bytes != 0 || p.g.waiting() != 0 {
-		t.Errorf("%d bytes, %d users are left", p.g.bytes, p.g.waiting())
+	if p.g.users != 0 || len(p.g.groups) != 0 {
+		t.Errorf("%d users in %d groups are left", p.g.users, len(p.g.groups))
 	}
 }
 
@@ -90,8 +90,8 @@ func TestGroupOfAHundredThousandLeavesAtOnce(t *testing.T) {
 	if got := p.leave(0); !slices.Equal(got, []int{100_000}) {
 		t.Errorf("left: %v", got)
 	}
-	if p.g.waiting() != 1000 {
-		t.Errorf("%d wait, want 1,000", p.g.waiting())
+	if p.g.users != 1000 {
+		t.Errorf("%d wait, want 1,000", p.g.users)
 	}
 }
 

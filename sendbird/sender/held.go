@@ -36,21 +36,21 @@ const heldFormat = 1
 // hold keeps a call for the operator, without those of its users who were not in it.
 func (t *term) hold(ctx context.Context, c *call, out *outcome) error {
 	head := heldHead{heldFormat, Held{
-		ID: heldID(c.number), Since: time.Now().UTC(), Mode: c.mode, Users: out.users, Why: out.why, Message: c.group.message,
+		ID: t.heldID(c.number), Since: time.Now().UTC(), Mode: c.mode, Users: out.users, Why: out.why, Message: c.group.message,
 	}}
 	var b bytes.Buffer
 	if err := json.MarshalWrite(&b, head); err != nil {
 		return fmt.Errorf("encode held call: %w", err)
 	}
 	without := out.without()
-	for asks, err := range c.asks() {
+	for a, err := range c.asks() {
 		if err != nil {
 			return err
 		}
-		asks.Unsendable = nil
-		asks.Users = slices.DeleteFunc(asks.Users, func(u User) bool { return without[u.ID] })
+		a.Unsendable = nil
+		a.Users = slices.DeleteFunc(a.Users, func(u User) bool { return without[u.ID] })
 		b.WriteByte('\n')
-		if err := json.MarshalWrite(&b, asks, json.Deterministic(true)); err != nil {
+		if err := json.MarshalWrite(&b, a, json.Deterministic(true)); err != nil {
 			return fmt.Errorf("encode held call: %w", err)
 		}
 	}
@@ -59,16 +59,18 @@ func (t *term) hold(ctx context.Context, c *call, out *outcome) error {
 	return t.opts.Sends.Hold(ctx, head.ID, b.Bytes())
 }
 
-// without is who was in none of the call's asks, or was kept apart.
+// without is who was kept apart from the call.
 func (o *outcome) without() map[string]bool {
-	without := make(map[string]bool, len(o.unsendable))
-	for _, u := range o.unsendable {
+	without := make(map[string]bool, len(o.misfits))
+	for _, u := range o.misfits {
 		without[u.User] = true
 	}
 	return without
 }
 
-func heldID(number uint64) string { return fmt.Sprint(number) }
+// heldID names a call. The term is part of it, so that a sender that has been replaced
+// and does not know it yet cannot write into what its successor keeps.
+func (t *term) heldID(number uint64) string { return fmt.Sprintf("%d-%d", number, t.lease.term) }
 
 // readHeld reads the first line of a held call, and returns the others.
 func readHeld(data []byte) (Held, []byte, error) {
@@ -162,7 +164,8 @@ func (t *term) listUnsent(ctx context.Context, c *call, out *outcome) (bool, err
 		}
 		return t.opts.Sends.ListUnsent(ctx, data)
 	}
-	for each := range slices.Chunk(out.unsendable, maxListed) {
+	apart := slices.Concat(out.unsendable, out.misfits)
+	for each := range slices.Chunk(apart, maxListed) {
 		e := entry
 		e.Each = each
 		if err := put(e); err != nil {
@@ -170,7 +173,7 @@ func (t *term) listUnsent(ctx context.Context, c *call, out *outcome) (bool, err
 		}
 	}
 	if out.kind != callRefused {
-		return len(out.unsendable) > 0, nil
+		return len(apart) > 0, nil
 	}
 	without := out.without()
 	for a, err := range c.asks() {

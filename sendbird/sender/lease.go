@@ -19,6 +19,7 @@ const (
 	standbyEvery = 500 * time.Millisecond
 	writeRetry   = 250 * time.Millisecond
 	readWait     = 5 * time.Second
+	takeOverWait = 10 * time.Second
 )
 
 // lease is the right to write the checkpoint: whoever knows its revision.
@@ -57,12 +58,20 @@ func (s *Sender) standBy(ctx context.Context, first bool) (*lease, checkpoint, e
 			continue
 		}
 		l := &lease{sends: s.opts.Sends, rev: rev, self: s.self, term: cp.Term + 1, write: cp.Write}
-		if err := l.store(context.WithoutCancel(ctx), &cp); err == nil {
+		if err := l.takeOver(ctx, &cp); err == nil {
 			return l, cp, nil
 		}
 		first = false
 	}
 	return nil, checkpoint{}, nil
+}
+
+// takeOver is not broken off by a stop: who has taken over gives the term back. But it
+// ends.
+func (l *lease) takeOver(ctx context.Context, cp *checkpoint) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), takeOverWait)
+	defer cancel()
+	return l.store(ctx, cp)
 }
 
 func readCheckpoint(ctx context.Context, sends *store.Sends) (checkpoint, uint64, error) {
@@ -86,6 +95,13 @@ func (l *lease) store(ctx context.Context, cp *checkpoint) error { return l.put(
 
 // release writes the last checkpoint of a term: the next sender need not wait.
 func (l *lease) release(ctx context.Context, cp *checkpoint) error { return l.put(ctx, cp, "") }
+
+// abandon gives a term back in which nothing was done.
+func (l *lease) abandon(ctx context.Context, was checkpoint) {
+	ctx, cancel := context.WithTimeout(ctx, releaseWait)
+	defer cancel()
+	_ = l.release(ctx, &was) // the next one waits for it to run out
+}
 
 func (l *lease) put(ctx context.Context, cp *checkpoint, holder string) error {
 	l.write++

@@ -38,6 +38,8 @@ type Options struct {
 
 	Log        *zap.Logger
 	Registerer prometheus.Registerer
+
+	maxHeld int // default maxHeld; tests shrink it
 }
 
 func (o Options) withDefaults() Options {
@@ -46,6 +48,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.StopWait == 0 {
 		o.StopWait = 15 * time.Second
+	}
+	if o.maxHeld == 0 {
+		o.maxHeld = maxHeld
 	}
 	if o.Log == nil {
 		o.Log = zap.NewNop()

@@ -322,3 +322,154 @@ func TestPartsOfAFileCountOnce(t *testing.T) {
 	}
 	r.until("the end of the job", func(st Status) bool { return st.Jobs["job-1"].Ended })
 }
+
+// The log is trimmed no further than a checkpoint on disk knows to be settled.
+func TestLogIsTrimmedBehindTheCheckpointOnly(t *testing.T) {
+	t.Parallel()
+	r := newRig(t).open()
+	for i := range 5 {
+		r.ask(strconv.Itoa(i), realtime(users(i, 1)))
+	}
+	tm := New(Options{Sends: r.sends}).newTerm(&lease{}, checkpoint{Floor: 1, NextCall: 1})
+	old := time.Now().Add(-time.Hour)
+	for seq := range uint64(5) {
+		tm.frames = append(tm.frames, frameMark{seq + 1, old})
+		tm.ledger.settleFrames(seq+1, seq+1)
+	}
+	tm.caughtUp = true
+	tm.ledger.rise()
+	for _, stands := range []uint64{1, 4} {
+		tm.stands, tm.trimAt = stands, time.Time{}
+		tm.trim(t.Context(), time.Now())
+		tm.tasks.Wait()
+		if _, frames, err := r.sends.Last(t.Context()); err != nil || frames != 6-stands {
+			t.Errorf("a checkpoint with floor %d: %d frames, %v", stands, frames, err)
+		}
+	}
+}
+
+// Where so many calls are held that nothing else is sent, what the operator decides gets
+// through.
+func TestOperatorGetsThroughWhenTooMuchIsHeld(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.fake.Script(sendbirdtest.Messages, sendbirdtest.Repeat(3, sendbirdtest.ResetAfterBody().NotTaking())...)
+	r.opts.maxHeld = 3
+	r.start()
+	for i := range 3 {
+		r.ask(strconv.Itoa(i), realtime(users(i, 1)))
+		r.until("the call to be held", func(st Status) bool { return st.HeldCalls == i+1 })
+	}
+	r.ask("more", realtime(users(3, 10)))
+	held, err := ListHeld(t.Context(), r.sends)
+	if err != nil || len(held) != 3 {
+		t.Fatalf("held: %v, %v", held, err)
+	}
+	if err := Decide(t.Context(), r.sends, held[0].ID, true); err != nil {
+		t.Fatal(err)
+	}
+	st := r.until("the others to be sent", func(st Status) bool { return st.Waiting == 0 })
+	r.exactly(append(users(3, 10), users(0, 1)...)...)
+	if st.HeldCalls != 2 {
+		t.Errorf("status: %+v", st)
+	}
+}
+
+// A release whose outcome is unknown once more is not carried out again by itself, and a
+// drop may follow a release.
+func TestReleaseOfUnknownOutcomeStaysHeld(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.fake.Script(sendbirdtest.Messages, sendbirdtest.Repeat(2, sendbirdtest.ResetAfterBody().NotTaking())...)
+	r.start()
+	r.ask("one", realtime(users(0, 1)))
+	r.until("the call to be held", func(st Status) bool { return st.HeldCalls == 1 })
+	held, err := ListHeld(t.Context(), r.sends)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := Decide(t.Context(), r.sends, held[0].ID, true); err != nil {
+		t.Fatal(err)
+	}
+	ordered := func() bool {
+		waits, err := Ordered(t.Context(), r.sends, held[0].ID)
+		return err != nil || waits
+	}
+	r.until("the order to be carried out", func(Status) bool { return !ordered() })
+	r.halt()
+	r.start()
+	r.ask("two", realtime(users(1, 1)))
+	st := r.settled()
+	r.exactly(users(1, 1)...)
+	if st.HeldCalls != 1 || st.Modes[ModeRealtime].Held != 1 {
+		t.Errorf("status: %+v", st)
+	}
+	if err := Decide(t.Context(), r.sends, held[0].ID, false); err != nil {
+		t.Fatal(err)
+	}
+	st = r.until("the drop", func(st Status) bool { return st.HeldCalls == 0 })
+	if m := st.Modes[ModeRealtime]; m.Dropped != 1 || m.Held != 0 {
+		t.Errorf("status: %+v", m)
+	}
+}
+
+// Somebody whom the door found unsendable may look like a user of the call: that takes
+// nobody out of what is held.
+func TestHeldCallKeepsAllItsUsers(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(o *Options) { o.GatherWait = 100 * time.Millisecond })
+	r.fake.Script(sendbirdtest.Messages, sendbirdtest.ResetAfterBody().NotTaking())
+	r.start()
+	a := batch("Sale", users(0, 3))
+	a.Unsendable = []Unsendable{{User: "user-1", Reason: ReasonNoReceiver}}
+	r.ask("one", a)
+	r.until("the call to be held", func(st Status) bool { return st.HeldCalls == 1 })
+	held, err := ListHeld(t.Context(), r.sends)
+	if err != nil || held[0].Users != 3 {
+		t.Fatalf("held: %+v, %v", held, err)
+	}
+	if err := Decide(t.Context(), r.sends, held[0].ID, true); err != nil {
+		t.Fatal(err)
+	}
+	st := r.until("the release", func(st Status) bool { return st.HeldCalls == 0 })
+	r.exactly(users(0, 3)...)
+	if st.Asked != 4 || st.Modes[ModeBatch].Sent != 3 {
+		t.Errorf("status: %+v", st)
+	}
+}
+
+// A variable that somebody has just added to the template refuses nobody.
+func TestTemplateIsReadAnewBeforeUsersAreRefused(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	with := func(variables string) {
+		t.Helper()
+		if err := r.fake.AddTemplate(`{"key":"order","name":"Order","version":1,"channels":[],"variable_schema":[` + variables + `]}`); err != nil {
+			t.Fatal(err)
+		}
+	}
+	with(`{"key":"nome","type":"string"}`)
+	r.open()
+	known := &templates{client: r.opts.Client}
+	if known.get(t.Context(), "order", templateKnown) == nil {
+		t.Fatal("the template cannot be read")
+	}
+	known.known["order"] = knownTemplate{known.known["order"].template, time.Now().Add(-time.Minute)}
+	with(`{"key":"name","type":"string"}`)
+	tm := &term{templates: known}
+	if reason, detail := tm.misfit(t.Context(), "order", users(0, 1)[0]); reason != "" {
+		t.Errorf("%s: %s", reason, detail)
+	}
+}
+
+// What no part of a file may be: taken apart, its number would come twice.
+func TestPartOfAFileIsNotTakenApart(t *testing.T) {
+	many, mixed, alone := batch("Sale", users(0, 1001)), batch("Sale", users(0, 2)), realtime(users(0, 2))
+	mixed.Users[1].Variables = sendbird.Variables{"other": sendbird.String("x")}
+	for name, a := range map[string]Ask{"too many": many, "names": mixed, "realtime": alone} {
+		a.Job = "job"
+		if entries, err := Encode(nil, []Ask{a}); err == nil {
+			t.Errorf("%s: %d asks", name, len(entries))
+		}
+	}
+}

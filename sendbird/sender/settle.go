@@ -60,16 +60,16 @@ func (t *term) finished(c *call, out outcome) {
 		d.Refused = users
 	case callUnknown:
 		d.Held = users
-	case callEmpty, callDropped, callLater:
+	case callEmpty, callDropped, callLater: // nobody, of whom more is to be said
 	}
 	if c.released != "" {
 		d = t.decided(c, &out, d)
 	} else if out.kind == callUnknown {
-		t.held = append(t.held, heldCall{ID: heldID(c.number), Mode: c.mode, Users: out.users})
+		t.held = append(t.held, heldCall{ID: t.heldID(c.number), Mode: c.mode, Users: out.users})
 	}
 	t.account(c, &out, d)
 	for _, e := range c.group.entries {
-		t.budget.give(len(e.data))
+		t.budget.give(entryCost(e.data))
 		t.done(e.at)
 	}
 	t.rise()
@@ -78,7 +78,7 @@ func (t *term) finished(c *call, out outcome) {
 // decided takes a held call off the list that was sent, refused or dropped; of one whose
 // outcome is unknown once more nothing has changed.
 func (t *term) decided(c *call, out *outcome, d counts) counts {
-	delete(t.orders, c.released)
+	t.isCarriedOut(c.order)
 	if out.kind == callUnknown {
 		return counts{}
 	}
@@ -100,7 +100,7 @@ func (t *term) account(c *call, out *outcome, d counts) {
 	if out.kind == callRefused {
 		refused[out.reason] += d.Refused
 	}
-	for _, u := range out.unsendable {
+	for _, u := range slices.Concat(out.unsendable, out.misfits) {
 		refused[u.Reason]++
 	}
 	d.Refused = 0
@@ -137,6 +137,7 @@ func (t *term) job(id string) *jobState {
 	}
 	if len(t.jobs) >= maxJobs {
 		if i := slices.IndexFunc(t.jobs, func(j *jobState) bool { return j.Ended }); i >= 0 {
+			delete(t.nextPart, t.jobs[i].ID)
 			t.jobs = slices.Delete(t.jobs, i, i+1)
 		}
 	}
@@ -210,8 +211,8 @@ func (t *term) settle(ctx context.Context, now time.Time) {
 		return
 	}
 	cp := t.snapshot()
-	waiters, forget := t.waiters, t.forget
-	t.waiters, t.forget, t.dirty, t.writing = nil, nil, false, true
+	waiters, forget, carriedOut := t.waiters, t.forget, t.carriedOut
+	t.waiters, t.forget, t.carriedOut, t.dirty, t.writing = nil, nil, nil, false, true
 	t.tasks.Go(func() {
 		err := t.lease.store(ctx, &cp)
 		failpoint.Here(failpoint.SenderWritten)
@@ -221,11 +222,15 @@ func (t *term) settle(ctx context.Context, now time.Time) {
 			}
 		}
 		t.send(ctx, func() { t.wrote(ctx, &cp, err) })
+		if err != nil {
+			return
+		}
 		for _, id := range forget {
-			if err == nil {
-				t.insist(ctx, "a held call is decided", func() error { return t.opts.Sends.Forget(ctx, id) })
-				failpoint.Here(failpoint.HeldForgotten)
-			}
+			t.insist(ctx, "a held call is decided", func() error { return t.opts.Sends.Forget(ctx, id) })
+			failpoint.Here(failpoint.HeldForgotten)
+		}
+		for _, o := range carriedOut {
+			t.insist(ctx, "a decision is carried out", func() error { return t.opts.Sends.Ordered(ctx, o) })
 		}
 	})
 }
@@ -237,6 +242,7 @@ func (t *term) wrote(ctx context.Context, cp *checkpoint, err error) {
 		t.err = err
 		return
 	}
+	t.stands = cp.Floor
 	t.campaigns.Confirm(cp.Campaigns)
 	if t.flushing || !t.campaigns.Due() {
 		return
@@ -273,8 +279,9 @@ func (t *term) snapshot() checkpoint {
 	return cp
 }
 
-// trim deletes what is settled and no longer needed to tell a webhook call that was made
-// again: repeatWindow before the oldest frame that is not settled.
+// trim deletes what a checkpoint on disk knows to be settled, and is no longer needed to
+// tell a webhook call that was made again: two windows before the oldest frame that is not
+// settled, since a copy counts from the first one, which has to be there for that.
 func (t *term) trim(ctx context.Context, now time.Time) {
 	if now.Before(t.trimAt) {
 		return
@@ -287,9 +294,9 @@ func (t *term) trim(ctx context.Context, now time.Time) {
 	if f := t.ledger.frames[t.ledger.floor]; f != nil && f.time.Before(until) {
 		until = f.time
 	}
-	until = until.Add(-repeatWindow - time.Minute)
+	until = until.Add(-2*repeatWindow - time.Minute)
 	cut := uint64(0)
-	for len(t.frames) > 0 && t.frames[0].seq < t.ledger.floor && t.frames[0].time.Before(until) {
+	for len(t.frames) > 0 && t.frames[0].seq < t.stands && t.frames[0].time.Before(until) {
 		cut = t.frames[0].seq + 1
 		t.frames = t.frames[1:]
 	}
@@ -305,14 +312,24 @@ func (t *term) trim(ctx context.Context, now time.Time) {
 
 // tell shows where the term stands.
 func (t *term) tell(now time.Time) {
+	t.full.Store(t.overfull())
 	t.metrics.inflight.Set(float64(len(t.carried)))
 	t.metrics.held.Set(float64(len(t.held)))
-	t.metrics.gathering.Set(float64(t.gatherer.waiting() + len(t.realtime)))
+	t.metrics.gathering.Set(float64(t.gatherer.users + len(t.realtime)))
 	t.metrics.refuses.Set(0)
 	if t.refuses != "" {
 		t.metrics.refuses.Set(1)
 	}
 	t.progress.Store(now.UnixNano())
+}
+
+// entryCost is about what an ask that waits takes in memory, with all that is kept beside
+// its bytes.
+func entryCost(data []byte) int {
+	if data == nil {
+		return 0
+	}
+	return 2*len(data) + 600
 }
 
 // budget bounds the bytes of what waits in memory.

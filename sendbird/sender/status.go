@@ -144,24 +144,15 @@ func Decide(ctx context.Context, sends *store.Sends, id string, release bool) er
 	if !slices.ContainsFunc(cp.Held, func(h heldCall) bool { return h.ID == id }) {
 		return ErrNotHeld
 	}
-	order := Ask{Drop: id}
+	decision := orderDrop
 	if release {
-		order = Ask{Release: id}
+		decision = orderRelease
 	}
-	asks, err := Encode(nil, []Ask{order})
-	if err != nil {
-		return err
-	}
-	return sends.Commit(ctx, asks)
+	return sends.Decide(ctx, id, []byte(decision))
 }
 
 // Ordered tells whether a decision about a held call still waits to be carried out.
 func Ordered(ctx context.Context, sends *store.Sends, id string) (bool, error) {
-	cp, _, err := readCheckpoint(ctx, sends)
-	if err != nil {
-		return false, err
-	}
-	waits := false
-	err = eachWaiting(ctx, sends, &cp, func(a *Ask) { waits = waits || a.Release == id || a.Drop == id })
-	return waits, err
+	orders, err := sends.Orders(ctx)
+	return slices.ContainsFunc(orders, func(o store.Order) bool { return o.ID == id }), err
 }

@@ -5,6 +5,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/singleflight"
+
 	"github.com/birdtap/birdtap/sendbird"
 )
 
@@ -12,14 +14,17 @@ const (
 	// templateWait is how long a call waits for its template's list of variables. One
 	// that cannot be read blocks nobody.
 	templateWait = 2 * time.Second
-	// templateFresh is for how long a template, or that there is none to be had, is
-	// taken for known.
-	templateFresh = 5 * time.Minute
+	// templateKnown is for how long a template, or that there is none to be had, is taken
+	// for known; templateFresh, before users are refused for it: somebody may just have
+	// added a variable.
+	templateKnown = 5 * time.Minute
+	templateFresh = 10 * time.Second
 )
 
 // templates remembers what Sendbird says of templates.
 type templates struct {
 	client Client
+	asking singleflight.Group // one question about a template at a time
 
 	mu    sync.Mutex
 	known map[string]knownTemplate
@@ -27,28 +32,37 @@ type templates struct {
 
 type knownTemplate struct {
 	template *sendbird.Template // nil: cannot be read
-	until    time.Time
+	asked    time.Time
 }
 
-// get returns a template, nil if it cannot be read.
-func (t *templates) get(ctx context.Context, key string) *sendbird.Template {
+// get returns a template as it was at most maxAge ago, nil if it cannot be read.
+func (t *templates) get(ctx context.Context, key string, maxAge time.Duration) *sendbird.Template {
 	t.mu.Lock()
-	defer t.mu.Unlock() // a second one who asks gets the same answer
-	if known, ok := t.known[key]; ok && time.Now().Before(known.until) {
+	known, ok := t.known[key]
+	t.mu.Unlock()
+	if ok && time.Since(known.asked) < maxAge {
 		return known.template
 	}
-	ask, cancel := context.WithTimeout(ctx, templateWait)
+	answer, _, _ := t.asking.Do(key, func() (any, error) { return t.ask(ctx, key), nil })
+	return answer.(*sendbird.Template) //nolint:errcheck,forcetypeassert // it is what ask returns
+}
+
+func (t *templates) ask(ctx context.Context, key string) *sendbird.Template {
+	asking, cancel := context.WithTimeout(ctx, templateWait)
 	defer cancel()
-	known := knownTemplate{until: time.Now().Add(templateFresh)}
-	if template, err := t.client.Template(ask, key); err == nil && template.Understood() {
+	known := knownTemplate{asked: time.Now()}
+	if template, err := t.client.Template(asking, key); err == nil && template.Understood() {
 		known.template = &template
 	}
-	if ctx.Err() == nil {
-		if t.known == nil || len(t.known) >= maxTemplates {
-			t.known = map[string]knownTemplate{}
-		}
-		t.known[key] = known
+	if ctx.Err() != nil {
+		return known.template // stopped: that says nothing about the template
 	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.known == nil || len(t.known) >= maxTemplates {
+		t.known = map[string]knownTemplate{}
+	}
+	t.known[key] = known
 	return known.template
 }
 
