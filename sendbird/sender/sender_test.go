@@ -473,3 +473,49 @@ func TestPartOfAFileIsNotTakenApart(t *testing.T) {
 		}
 	}
 }
+
+// Whatever befalls the upload of a file reaches nobody, and loses nobody: it is tried
+// again until it is there, and everybody is sent to once.
+func TestTroubleWithTheUploadLosesNobody(t *testing.T) {
+	t.Parallel()
+	for name, trouble := range map[string]struct {
+		at  sendbirdtest.Endpoint
+		are []sendbirdtest.Behaviour
+	}{
+		"expired":                {sendbirdtest.Upload, []sendbirdtest.Behaviour{sendbirdtest.Status(403, nil, "<Error><Code>AccessDenied</Code></Error>")}},
+		"500":                    {sendbirdtest.Upload, []sendbirdtest.Behaviour{sendbirdtest.Status(500, nil, "")}},
+		"answer lost":            {sendbirdtest.Upload, []sendbirdtest.Behaviour{sendbirdtest.ResetAfterBody().Taking()}},
+		"redirect":               {sendbirdtest.Upload, []sendbirdtest.Behaviour{sendbirdtest.Redirect("http://169.254.169.254/")}},
+		"no permission to write": {sendbirdtest.Presign, []sendbirdtest.Behaviour{sendbirdtest.Error(500, 500901, "later")}},
+		"500 behind the upload":  {sendbirdtest.Messages, []sendbirdtest.Behaviour{sendbirdtest.Error(500, 500901, "later")}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t).open()
+			r.fake.Script(trouble.at, trouble.are...)
+			r.ask("broadcast", batch("Sale", users(0, 10_001)))
+			r.start()
+			st := r.settled()
+			r.exactly(users(0, 10_001)...)
+			if st.Modes[ModeCSV].Sent != 10_001 {
+				t.Errorf("status: %+v", st)
+			}
+		})
+	}
+}
+
+// An upload URL that leads where nobody may go is never called, and everybody waits.
+func TestForbiddenUploadHostIsNeverCalled(t *testing.T) {
+	t.Parallel()
+	r := newRig(t).open()
+	r.fake.Script(sendbirdtest.Presign, sendbirdtest.Repeat(50, sendbirdtest.Status(200, nil,
+		`{"url":"http://169.254.169.254/latest","fields":{"key":"k","policy":"p"},"file_key":"f"}`))...)
+	r.ask("broadcast", batch("Sale", users(0, 10_001)))
+	r.start()
+	if err := r.fake.Wait(t.Context(), func(c sendbirdtest.Counts) bool { return c.Calls >= 3 }); err != nil {
+		t.Fatal(err)
+	}
+	if st := r.status(); st.Waiting != 10_001 || len(r.fake.Deliveries()) > 0 {
+		t.Errorf("status: %+v", st)
+	}
+}

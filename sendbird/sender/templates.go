@@ -44,7 +44,7 @@ func (t *templates) get(ctx context.Context, key string, maxAge time.Duration) *
 		return known.template
 	}
 	answer, _, _ := t.asking.Do(key, func() (any, error) { return t.ask(ctx, key), nil })
-	return answer.(*sendbird.Template) //nolint:errcheck,forcetypeassert // it is what ask returns
+	return answer.(*sendbird.Template) // it is what ask returns
 }
 
 func (t *templates) ask(ctx context.Context, key string) *sendbird.Template {
