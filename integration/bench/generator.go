@@ -23,6 +23,7 @@ type load struct {
 	Seconds     float64 `json:"seconds"`    // how long; 0: until Total
 	Total       int     `json:"total"`      // records; 0: until Seconds
 	FirstUser   int     `json:"first_user"` // every record is a user of its own, counted from here
+	Webhook     bool    `json:"webhook"`    // CleverTap's webhook call, of one user, in place of receipts
 }
 
 // outcome is what came of it.
@@ -66,7 +67,7 @@ func (l load) run() (outcome, error) {
 	}
 	clients := make([]client, l.Connections)
 	for i := range clients {
-		clients[i] = client{request: newRequest(l.Records), buffer: make([]byte, 64<<10)}
+		clients[i] = client{request: l.request(), buffer: make([]byte, 64<<10)}
 		if err := clients[i].dial(l.Address); err != nil {
 			return outcome{}, err
 		}
@@ -213,6 +214,8 @@ const (
 	accountID = "BENCH-ACCOUNT"
 	passcode  = "bench-passcode"
 
+	senderToken = "bench-sender-token"
+
 	userDigits = 12
 	recordHead = `{"identity":"user-`
 	recordTail = `","evtName":"My First Campaign","evtData":{"status":"READ","target_id":123123,` +
@@ -222,6 +225,33 @@ const (
 	// the type.
 	recordBytes = len(recordHead) + userDigits + len(recordTail)
 )
+
+// request is what the load posts.
+func (l load) request() *request {
+	if l.Webhook {
+		return webhookRequest()
+	}
+	return newRequest(l.Records)
+}
+
+// webhookRequest asks for a notification to one user of a campaign.
+func webhookRequest() *request {
+	const before = `{"targetId":123123,"key_values":{"template_key":"spring-sale","event_name":"My First Campaign","receiver":"SendbirdID","var.name":"Jay"},` +
+		`"profiles":{"identity":"ct-1","email":"jay@example.com","profileData":{"SendbirdID":"user-`
+	r := &request{numbers: []int{len(before)}}
+	r.post("/clevertap/notifications/batch", "Api-Token: "+senderToken, []byte(before+"000000000000"+`"}}}`))
+	return r
+}
+
+// post puts a head before the body.
+func (r *request) post(path, credentials string, body []byte) {
+	head := fmt.Sprintf("POST %s HTTP/1.1\r\nHost: birdtap\r\nContent-Type: application/json\r\n%s\r\nContent-Length: %d\r\n\r\n",
+		path, credentials, len(body))
+	r.bytes = append([]byte(head), body...)
+	for i := range r.numbers {
+		r.numbers[i] += len(head)
+	}
+}
 
 func newRequest(records int) *request {
 	r := new(request)
@@ -236,12 +266,7 @@ func newRequest(records int) *request {
 		body = append(body, recordTail...)
 	}
 	body = append(body, `]}`...)
-	head := fmt.Sprintf("POST /1/upload HTTP/1.1\r\nHost: birdtap\r\nContent-Type: application/json\r\n"+
-		"X-CleverTap-Account-Id: %s\r\nX-CleverTap-Passcode: %s\r\nContent-Length: %d\r\n\r\n", accountID, passcode, len(body))
-	r.bytes = append([]byte(head), body...)
-	for i := range r.numbers {
-		r.numbers[i] += len(head)
-	}
+	r.post("/1/upload", "X-CleverTap-Account-Id: "+accountID+"\r\nX-CleverTap-Passcode: "+passcode, body)
 	return r
 }
 

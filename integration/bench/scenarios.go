@@ -38,6 +38,8 @@ const (
 	rowKill       = "ready again after kill -9 with %s queued"
 	rowKillStored = "the same, first receipt stored"
 	rowIdle       = "idle CPU, of a core"
+	rowWebhooks   = "webhook calls made durable, 1 user each, 64 connections"
+	rowWebhookP99 = "the same, p99 of the answer"
 )
 
 // scenario measures some rows with a birdtap of its own.
@@ -57,6 +59,7 @@ func (b *run) scenarios(ctx context.Context) error {
 		{[]string{rowDrainSlow}, b.drainSlow},
 		{[]string{rowLatency}, b.latency},
 		{[]string{rowIdle}, b.idle},
+		{[]string{rowWebhooks, rowWebhookP99}, b.webhooks},
 	} {
 		if !b.anyWanted(s.rows) {
 			continue
@@ -393,4 +396,18 @@ func (b *run) idle(ctx context.Context) error {
 		})
 		return ctx.Err()
 	})
+}
+
+// webhooks measures the sender's door. Its users are gathered for longer than the run
+// lasts, so nothing is sent.
+func (b *run) webhooks(ctx context.Context) error {
+	return b.with(ctx, func(i *installation) error {
+		o, err := b.generate(load{Address: i.doors, Connections: 64, Records: 1, Seconds: b.seconds, Webhook: true})
+		if err != nil {
+			return err
+		}
+		b.add(row{Name: rowWebhooks, Value: o.rate(), Unit: "/s", Note: fmt.Sprintf("%d refused", o.Refused)})
+		b.add(row{Name: rowWebhookP99, Value: o.P99, Unit: "ms", Bar: atMost(50)})
+		return nil
+	}, "BIRDTAP_SENDBIRD_NOTIFICATIONS_URL=http://127.0.0.1:9", "BIRDTAP_SENDBIRD_NOTIFICATIONS_TOKEN=bench", "BIRDTAP_SENDER_TOKENS="+senderToken, "BIRDTAP_GATHER_WAIT=1h")
 }
