@@ -50,10 +50,11 @@ integration: ## The whole system against real servers in containers (Docker)
 	go test -tags integration -count=1 -timeout 20m -parallel 4 -v ./integration/...
 
 DURATION ?= 1h
+SOAK     ?= TestSoak
 
 .PHONY: soak
-soak: ## The daemon under random faults for DURATION (1h); SEED=n draws the same again
-	SEED=$(SEED) go test -tags integration -count=1 -timeout 0 -v -run '^TestSoak$$' ./integration -soak=$(DURATION) -soak.out=$(abspath soak.json)
+soak: ## The daemon under random faults for DURATION (1h); SEED=n draws the same again; SOAK=TestCluster/Nemesis: the cluster
+	SEED=$(SEED) go test -tags integration -count=1 -timeout 0 -v -run '^$(SOAK)$$' ./integration -soak=$(DURATION) -soak.out=$(abspath soak.json) -cluster.soak=$(DURATION)
 
 .PHONY: fuzz-smoke
 fuzz-smoke: ## Every fuzz target for FUZZTIME (10s)

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"strconv"
@@ -16,6 +17,21 @@ import (
 // nats-server answer nothing at all, so the deadline has to be ours. It leaves the
 // door time to answer within 4 s.
 const publishDeadline = 3 * time.Second
+
+// In a cluster a node that ends, or is cut off, takes along what it was about to pass on:
+// a frame, or the word that it is stored. Then the frame goes again, as long as its
+// deadline lasts, under an id by which the stream knows a copy.
+const (
+	answerWait   = time.Second // for one try
+	publishRetry = 100 * time.Millisecond
+	// connectWait is how long a commit waits for a connection. The next node takes it
+	// within some milliseconds; if none does, callers should know at once.
+	connectWait = 500 * time.Millisecond
+	// copyWindow is how long the stream remembers ids. It is longer than a node may hang
+	// with a frame that has long gone again by another one, and not longer, for a node
+	// reads them all back when it starts. (Later copies the relay still knows.)
+	copyWindow = time.Minute
+)
 
 // maxGathered bounds the bytes that wait for the disk. Within the deadline of 3 s it
 // is what a disk of 10 MB/s still takes; beyond it a commit is refused at once
@@ -203,13 +219,39 @@ func (s *Store) publishFrame(m *nats.Msg) error {
 	m.Subject = s.names.receipts
 	s.committing.Store(true)
 	defer s.committing.Store(false)
-	ack, err := s.publish(s.life, m)
+	ack, err := s.publishSurely(s.life, m)
 	s.guard.committed(err)
 	if err != nil {
 		return fmt.Errorf("commit frame: %w", err)
 	}
 	s.remember(ack.Sequence, m)
 	return nil
+}
+
+// publishSurely is publish, and in a cluster again while there is no answer.
+func (s *Store) publishSurely(ctx context.Context, m *nats.Msg) (*jetstream.PubAck, error) {
+	if s.opts.NATSURL == "" { // embedded, if in another process of this machine
+		return s.publish(ctx, m)
+	}
+	ctx, cancel := context.WithTimeout(ctx, publishDeadline)
+	defer cancel()
+	began := time.Now()
+	m.Header[jetstream.MsgIDHeader] = []string{rand.Text()}
+	for {
+		try, cancel := context.WithTimeout(ctx, answerWait)
+		ack, err := s.publish(try, m)
+		cancel()
+		again := errors.Is(err, ErrTimeout) || errors.Is(err, jetstream.ErrNoStreamResponse) || apiCode(err) == codeCopyUnderWay ||
+			errors.Is(err, nats.ErrReconnectBufExceeded) && time.Since(began) < connectWait
+		if !again {
+			return ack, err
+		}
+		select {
+		case <-time.After(publishRetry):
+		case <-ctx.Done():
+			return nil, ErrTimeout
+		}
+	}
 }
 
 // remember keeps a frame that is on disk for this process' readers and scans. In a
@@ -242,6 +284,9 @@ func (s *Store) publish(ctx context.Context, m *nats.Msg, opts ...jetstream.Publ
 	}
 	return nil, err
 }
+
+// codeCopyUnderWay says that the stream is just storing a message of the same id.
+const codeCopyUnderWay jetstream.ErrorCode = 10158
 
 // Error codes of JetStream that mean: no room. nats-server/v2/server/errors.json.
 const (

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/nats-io/nats.go"
 )
 
 // While an external server is away a commit fails fast, and afterwards everything
@@ -93,6 +95,8 @@ func (g *gate) carry(t testing.TB, client net.Conn) {
 		return
 	}
 	defer upstream.Close()
+	// What was written while the gate was shut may take the kernel minutes to bring.
+	defer context.AfterFunc(t.Context(), func() { _, _ = client.Close(), upstream.Close() })()
 	var both sync.WaitGroup
 	for _, c := range [][2]net.Conn{{client, upstream}, {upstream, client}} {
 		both.Go(func() {
@@ -159,6 +163,40 @@ func TestCommitDeadlineHolds(t *testing.T) {
 	eventually(t, "not ready", func() bool { return s.Ready() != nil })
 	g.set(true)
 	eventually(t, "commits again", func() bool { return s.Commit(t.Context(), receipts(2000, 1)) == nil })
+}
+
+// A node that ends takes along what it has not yet passed on. The commit goes again, and
+// its caller is told nothing of it.
+func TestCommitGoesAgainWhereItHadNoAnswer(t *testing.T) {
+	t.Parallel()
+	ns := startServer(t, serverOptions(t))
+	s := openStore(t, external(ns))
+	const lost = "lost"
+	gone, err := s.nc.SubscribeSync(lost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ns.GlobalAccount().AddMapping(s.names.receipts, lost); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- s.Commit(t.Context(), receipts(0, 3)) }()
+	m, err := gone.NextMsgWithContext(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ns.GlobalAccount().RemoveMapping(s.names.receipts)
+	if err := <-done; err != nil {
+		t.Errorf("the commit is lost with the node: %v", err)
+	}
+	wantEqual(t, "receipts", len(stored(t, s)), 3)
+
+	// The first try was only slow: it comes to nothing.
+	if err := s.nc.PublishMsg(&nats.Msg{Subject: s.names.receipts, Header: m.Header, Data: m.Data}); err != nil {
+		t.Fatal(err)
+	}
+	mustCommit(t, s, receipts(3, 1)...) // behind it
+	wantEqual(t, "receipts", len(stored(t, s)), 4)
 }
 
 // Close does not wait for ever for a server that does not answer.

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
 )
 
@@ -27,6 +28,7 @@ const (
 var (
 	errLowDisk  = errors.New("the disk is nearly full")
 	errNoAnswer = errors.New("the queue does not answer")
+	errNoQuorum = errors.New("the queue has lost half of its nodes, or more")
 )
 
 // guard knows whether a receipt sent now would be stored. It asks the server and
@@ -239,10 +241,32 @@ func (s *Store) roomForFrame(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", errNoAnswer, err)
 	}
+	if !quorate(info.Cluster) {
+		return errNoQuorum
+	}
 	if limit := info.Config.MaxBytes; limit > 0 && int64(info.State.Bytes)+maxFrameBytes >= limit { //nolint:gosec // bytes on a disk
 		return ErrFull
 	}
 	return nil
+}
+
+// unseenFor is how long a node of a cluster may not have been heard of. The leader hears
+// of each once a second.
+const unseenFor = 5 * time.Second
+
+// quorate tells whether the leader of a stream hears of so many others that it can store
+// anything. One that is alone goes on answering for ten seconds and more.
+func quorate(c *jetstream.ClusterInfo) bool {
+	if c == nil {
+		return true
+	}
+	heard := 1 // itself
+	for _, r := range c.Replicas {
+		if !r.Offline && r.Active < unseenFor {
+			heard++
+		}
+	}
+	return 2*heard > 1+len(c.Replicas)
 }
 
 // enoughDisk looks at the volume of the data directory, also when it is another

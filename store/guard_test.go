@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sys/unix"
 )
 
@@ -49,6 +50,30 @@ func TestReadinessOfAFullQueue(t *testing.T) {
 		time.Sleep(known)
 		wantReady(t, s, true)
 	})
+}
+
+// A leader whose followers are gone still answers for a while, and stores nothing.
+func TestReadinessWithoutQuorum(t *testing.T) {
+	t.Parallel()
+	here := &jetstream.PeerInfo{Active: time.Second}
+	silent := &jetstream.PeerInfo{Active: unseenFor}
+	gone := &jetstream.PeerInfo{Offline: true}
+	for name, test := range map[string]struct {
+		cluster *jetstream.ClusterInfo
+		want    bool
+	}{
+		"no cluster":          {nil, true},
+		"one replica":         {&jetstream.ClusterInfo{}, true},
+		"all here":            {&jetstream.ClusterInfo{Replicas: []*jetstream.PeerInfo{here, here}}, true},
+		"one of three gone":   {&jetstream.ClusterInfo{Replicas: []*jetstream.PeerInfo{here, gone}}, true},
+		"one of three silent": {&jetstream.ClusterInfo{Replicas: []*jetstream.PeerInfo{silent, here}}, true},
+		"two of three away":   {&jetstream.ClusterInfo{Replicas: []*jetstream.PeerInfo{gone, silent}}, false},
+		"one of two away":     {&jetstream.ClusterInfo{Replicas: []*jetstream.PeerInfo{silent}}, false},
+	} {
+		if got := quorate(test.cluster); got != test.want {
+			t.Errorf("%s: %v, want %v", name, got, test.want)
+		}
+	}
 }
 
 func TestReadinessOfALowDisk(t *testing.T) {

@@ -55,8 +55,14 @@ const (
 	readAheadHeaders = 2000
 	// stallAfter is how long nothing may come although the queue has more, before
 	// the consumer is built anew.
-	stallAfter   = 2 * time.Second
-	scanTimeout  = 10 * time.Second
+	stallAfter  = 2 * time.Second
+	scanTimeout = 10 * time.Second
+	// firstWait is how long a consumer in a cluster may take for its first message. What
+	// asks for that gets lost when it reaches a node before the news of the consumer does.
+	firstWait = 500 * time.Millisecond
+	// buildTimeout is how long a reader waits for a consumer in a cluster, which places
+	// it anew each time, and may have placed it on a node that has just died.
+	buildTimeout = time.Second
 	consumeRetry = 250 * time.Millisecond
 	consumerIdle = 5 * time.Minute // the server forgets a consumer that asks for nothing
 	consumerEnd  = time.Second
@@ -189,6 +195,8 @@ type source struct {
 	pumped   chan delivery // closed when the pump has ended
 	halt     chan struct{} // tells the pump to end
 	silence  *time.Timer
+	patience time.Duration // how long nothing may come
+	silent   bool          // the last consumer has delivered nothing
 	warned   bool
 }
 
@@ -223,6 +231,7 @@ func (s *source) message(ctx context.Context) (jetstream.Msg, *jetstream.MsgMeta
 				continue
 			}
 			s.order, s.next, s.warned = meta.Sequence.Consumer, meta.Sequence.Stream+1, false
+			s.patience, s.silent = stallAfter, false
 			return msg, meta, nil
 		}
 		if err := s.mind(ctx, err); err != nil {
@@ -251,7 +260,7 @@ func (s *source) later(ctx context.Context, err error) error {
 	}
 }
 
-// errSilent says that nothing came for stallAfter.
+// errSilent says that nothing came for as long as there is patience.
 var errSilent = errors.New("nothing came")
 
 func (s *source) wait(ctx context.Context) (jetstream.Msg, error) {
@@ -261,9 +270,9 @@ func (s *source) wait(ctx context.Context) (jetstream.Msg, error) {
 	default:
 	}
 	if s.silence == nil {
-		s.silence = time.NewTimer(stallAfter)
+		s.silence = time.NewTimer(s.patience)
 	} else {
-		s.silence.Reset(stallAfter)
+		s.silence.Reset(s.patience)
 	}
 	defer s.silence.Stop()
 	select {
@@ -315,7 +324,11 @@ func (s *source) mind(ctx context.Context, err error) error {
 }
 
 func (s *source) consume(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, scanTimeout)
+	timeout := scanTimeout
+	if !s.scan && s.store.embedded == nil {
+		timeout = buildTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	config := jetstream.ConsumerConfig{
 		AckPolicy:         jetstream.AckNonePolicy,
@@ -342,6 +355,11 @@ func (s *source) consume(ctx context.Context) error {
 		s.stop(ctx)
 		return err
 	}
+	s.patience = stallAfter
+	if s.store.embedded == nil && info.NumPending > 0 && !s.silent {
+		s.patience = firstWait // once: it may be slow
+	}
+	s.silent = true
 	s.pumped, s.halt = make(chan delivery, 1), make(chan struct{})
 	go pump(s.messages, s.pumped, s.halt)
 	return nil

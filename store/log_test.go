@@ -185,6 +185,76 @@ func TestReaderLosesNothingWhenItsConsumerGoes(t *testing.T) {
 	}
 }
 
+// The server may place a consumer on a node that has just died: the request has no
+// answer, and the next one is placed anew. That must not take the time of a scan.
+func TestReaderAsksAgainWhereAConsumerIsNotBuilt(t *testing.T) {
+	t.Parallel()
+	ns := startServer(t, serverOptions(t))
+	s := openStore(t, external(ns))
+	const lost = "lost"
+	asked, err := s.nc.SubscribeSync(lost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ns.GlobalAccount().AddMapping("$JS.API.CONSUMER.CREATE."+s.names.receiptStream+".*", lost); err != nil {
+		t.Fatal(err)
+	}
+	r := s.Read(1)
+	defer r.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), scanTimeout)
+	defer cancel()
+	read := make(chan error, 1)
+	go func() {
+		_, err := r.Next(ctx)
+		read <- err
+	}()
+	for n := range 3 {
+		if _, err := asked.NextMsgWithContext(ctx); err != nil {
+			t.Fatalf("asked %d times for a consumer within %v: %v", n, scanTimeout, err)
+		}
+	}
+	ns.GlobalAccount().RemoveMapping("$JS.API.CONSUMER.CREATE." + s.names.receiptStream + ".*")
+	mustCommit(t, s, receipts(0, 1)...)
+	if err := <-read; err != nil {
+		t.Errorf("the reader does not go on: %v", err)
+	}
+}
+
+// In a cluster the first request for messages may be lost, for it reaches a node that
+// does not know of the consumer yet. A hand-over reads several times, and is not to wait
+// so long each time.
+func TestReaderAsksAgainWhereNothingComes(t *testing.T) {
+	t.Parallel()
+	ns := startServer(t, serverOptions(t))
+	s := openStore(t, external(ns))
+	frames(t, s, 3, 1)
+	const lost = "lost"
+	asked, err := s.nc.SubscribeSync(lost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := "$JS.API.CONSUMER.MSG.NEXT." + s.names.receiptStream + ".*"
+	if err := ns.GlobalAccount().AddMapping(next, lost); err != nil {
+		t.Fatal(err)
+	}
+	r := s.Read(1)
+	defer r.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), stallAfter)
+	defer cancel()
+	read := make(chan error, 1)
+	go func() {
+		_, err := r.Next(ctx)
+		read <- err
+	}()
+	if _, err := asked.NextMsgWithContext(ctx); err != nil {
+		t.Fatal(err)
+	}
+	ns.GlobalAccount().RemoveMapping(next)
+	if err := <-read; err != nil {
+		t.Errorf("the reader waited for a lost request: %v", err)
+	}
+}
+
 // A reader leaves nothing behind on the server.
 func TestReadersAndScansRemoveTheirConsumers(t *testing.T) {
 	s := openStore(t)

@@ -72,6 +72,9 @@ func (s *Store) streams() []wantedStream {
 	receipts, dead, state := base, base, base
 	receipts.Name, receipts.Subjects = s.names.receiptStream, []string{s.names.receipts}
 	receipts.MaxBytes = s.opts.QueueMaxBytes + s.opts.KeepMaxBytes
+	if s.opts.NATSURL != "" {
+		receipts.Duplicates = copyWindow // see publishSurely
+	}
 	dead.Name, dead.Subjects = s.names.deadStream, []string{s.names.dead}
 	dead.MaxBytes = s.opts.DeadMaxBytes + deadSpareBytes
 	state.Name, state.Subjects = s.names.stateStream, []string{s.opts.Prefix + ".state.>"}
