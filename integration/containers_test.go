@@ -92,12 +92,19 @@ func newDocker(t *testing.T) *docker {
 	}
 	t.Cleanup(func() { provider.Close() })
 	d := &docker{t: t, provider: provider}
-	d.net, err = network.New(t.Context())
-	testcontainers.CleanupNetwork(t, d.net)
-	if err != nil {
-		t.Fatalf("make a network: %v", err)
-	}
+	d.net = d.network()
 	return d
+}
+
+// network makes one more network.
+func (d *docker) network() *testcontainers.DockerNetwork {
+	d.t.Helper()
+	net, err := network.New(d.t.Context())
+	testcontainers.CleanupNetwork(d.t, net)
+	if err != nil {
+		d.t.Fatalf("make a network: %v", err)
+	}
+	return net
 }
 
 func setDefault(t *testing.T, name, value string) {
@@ -188,7 +195,15 @@ func plain[Options, Result any](ctx context.Context, method func(context.Context
 // run starts a container that has a name in the network, or several.
 func (d *docker) run(image string, names []string, options ...testcontainers.ContainerCustomizer) *testcontainers.DockerContainer {
 	d.t.Helper()
-	options = append(options, network.WithNetwork(names, d.net))
+	return d.runIn([]*testcontainers.DockerNetwork{d.net}, image, names, options...)
+}
+
+// runIn starts a container that has its names in several networks.
+func (d *docker) runIn(nets []*testcontainers.DockerNetwork, image string, names []string, options ...testcontainers.ContainerCustomizer) *testcontainers.DockerContainer {
+	d.t.Helper()
+	for _, net := range nets {
+		options = append(options, network.WithNetwork(names, net))
+	}
 	c, err := testcontainers.Run(d.t.Context(), image, options...)
 	if c != nil {
 		testcontainers.CleanupContainer(d.t, c)
@@ -267,19 +282,24 @@ func clusterEnv(more map[string]string) map[string]string {
 	return env
 }
 
-// daemon starts a role in a container and waits until it is ready.
-func (d *docker) daemon(image, role, name string, more map[string]string) *testcontainers.DockerContainer {
-	d.t.Helper()
+// daemonEnv is the environment of a daemon in a container.
+func daemonEnv(of map[string]string) map[string]string {
 	env := map[string]string{
 		// Beyond loopback the window asks for a token, but not where it is asked for health.
 		"BIRDTAP_OPS_ADDR": ":9090", "BIRDTAP_OPS_TOKEN": "TEST-TOKEN",
 	}
-	for variable, value := range clusterEnv(more) {
+	for variable, value := range of {
 		env["BIRDTAP_"+variable] = value
 	}
+	return env
+}
+
+// daemon starts a role in a container and waits until it is ready.
+func (d *docker) daemon(image, role, name string, more map[string]string) *testcontainers.DockerContainer {
+	d.t.Helper()
 	return d.run(image, []string{name},
 		testcontainers.WithCmd(role),
-		testcontainers.WithEnv(env),
+		testcontainers.WithEnv(daemonEnv(clusterEnv(more))),
 		testcontainers.WithExposedPorts("8080/tcp", "9090/tcp"),
 		testcontainers.WithWaitStrategyAndDeadline(startWithin, wait.ForHTTP("/readyz").WithPort("9090/tcp")))
 }

@@ -11,7 +11,7 @@ import (
 func TestNemesisDrawsTheSameOfTheSameSeed(t *testing.T) {
 	t.Parallel()
 	draw := func(seed uint64) string {
-		n, text := newNemesis(seed), ""
+		n, text := newNemesis(seed, nemesisFaults), ""
 		for range 200 {
 			text += fmt.Sprintf("%v\n", n.next())
 		}
@@ -28,7 +28,7 @@ func TestNemesisDrawsTheSameOfTheSameSeed(t *testing.T) {
 
 func TestNemesisDealsEveryFaultAndNoTwoOfASeat(t *testing.T) {
 	t.Parallel()
-	n, dealt, peace := newNemesis(1), map[string]int{}, 0
+	n, dealt, peace := newNemesis(1, nemesisFaults), map[string]int{}, 0
 	const periods = 2000
 	for range periods {
 		p := n.next()

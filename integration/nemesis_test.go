@@ -13,13 +13,14 @@ import (
 // nemesis draws faults. All it draws comes of its seed, but for the moment.
 type nemesis struct {
 	random *rand.Rand
+	faults []fault  // all there are
 	deck   []*fault // what is left of a shuffle of all
 	ran    map[string]int
 	met    map[string]int64 // calls that CleverTap saw meanwhile
 }
 
-func newNemesis(seed uint64) *nemesis {
-	return &nemesis{random: rand.New(rand.NewPCG(seed, 2)), ran: map[string]int{}, met: map[string]int64{}}
+func newNemesis(seed uint64, faults []fault) *nemesis {
+	return &nemesis{random: rand.New(rand.NewPCG(seed, 2)), faults: faults, ran: map[string]int{}, met: map[string]int64{}}
 }
 
 // period is some time with the same faults, or none.
@@ -57,8 +58,8 @@ func (n *nemesis) next() period {
 // deal takes the next card whose seat is free; nil if there is none in this deck.
 func (n *nemesis) deal(beside []*fault) *fault {
 	if len(n.deck) == 0 {
-		for i := range nemesisFaults {
-			n.deck = append(n.deck, &nemesisFaults[i])
+		for i := range n.faults {
+			n.deck = append(n.deck, &n.faults[i])
 		}
 		n.random.Shuffle(len(n.deck), func(i, j int) { n.deck[i], n.deck[j] = n.deck[j], n.deck[i] })
 	}
@@ -77,24 +78,15 @@ func (n *nemesis) deal(beside []*fault) *fault {
 func (n *nemesis) play(r *rig, p period) {
 	r.t.Helper()
 	before, began := r.fake.Counts().Calls, time.Now()
+	met := int64(0)
+	n.happen(r, p, func(d time.Duration) {
+		r.pass(d)
+		met = r.fake.Counts().Calls - before
+	})
 	repeats, settles := 0, false
-	var heals []func()
 	for _, f := range p.faults {
 		repeats, settles = repeats+f.repeats, settles || f.settles
-		if f.set != nil {
-			heals = append(heals, f.set(r, n.random))
-		}
-	}
-	r.pass(p.lead)
-	for _, f := range p.faults {
-		if f.act != nil {
-			f.act(r, n.random)
-		}
-	}
-	r.pass(p.lasts - p.lead)
-	met := r.fake.Counts().Calls - before
-	for _, heal := range slices.Backward(heals) {
-		heal()
+		n.met[f.name] += met
 	}
 	if repeats > 0 {
 		r.calls.doubt(began, time.Now(), repeats)
@@ -102,16 +94,35 @@ func (n *nemesis) play(r *rig, p period) {
 	if settles {
 		r.recovered(2 * time.Minute)
 	}
+}
+
+// happen begins the faults of a period, lets it pass, and ends them.
+func (n *nemesis) happen(r *rig, p period, pass func(time.Duration)) {
+	var heals []func()
+	for _, f := range p.faults {
+		if f.set != nil {
+			heals = append(heals, f.set(r, n.random))
+		}
+	}
+	pass(p.lead)
+	for _, f := range p.faults {
+		if f.act != nil {
+			f.act(r, n.random)
+		}
+	}
+	pass(p.lasts - p.lead)
+	for _, heal := range slices.Backward(heals) {
+		heal()
+	}
 	for _, f := range p.faults {
 		n.ran[f.name]++
-		n.met[f.name] += met
 	}
 }
 
 // list says how often each fault ran.
 func (n *nemesis) list() []string {
 	var list []string
-	for _, f := range nemesisFaults {
+	for _, f := range n.faults {
 		if n.ran[f.name] > 0 {
 			list = append(list, fmt.Sprintf("%s × %d", f.name, n.ran[f.name]))
 		}

@@ -43,7 +43,7 @@ const (
 func TestSoak(t *testing.T) {
 	t.Parallel()
 	seed := seedOf(t)
-	s := &soak{t: t, nemesis: newNemesis(seed), report: soakReport{
+	s := &soak{t: t, nemesis: newNemesis(seed, nemesisFaults), report: soakReport{
 		Seed: seed, Commit: commitUnderway(), Begun: time.Now().UTC(), Asked: soakFor.Seconds(),
 		Go: runtime.Version(), Faults: map[string]faultReport{},
 	}}
@@ -129,7 +129,7 @@ func TestEachFaultAlone(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			seed := seedOf(t)
-			r, n := newRig(t), newNemesis(seed)
+			r, n := newRig(t), newNemesis(seed, nemesisFaults)
 			r.traffic("alone", seed, 300)
 			var names []string
 			for i := range faults {
