@@ -42,7 +42,11 @@ race: ## The same under the race detector
 
 .PHONY: outage
 outage: ## CleverTap down for a day, twenty times over, in simulated time
-	go test -timeout 20m -count=1 -run '^TestCleverTapIsDownForADay$$' ./relay -outage.seeds 20 -outage.hours 24
+	go test -c -o bin/relay.test ./relay
+	@cd relay && for from in 0 10; do \
+		../bin/relay.test -test.timeout 20m -test.v -test.run '^TestCleverTapIsDownForADay$$' -outage.from $$from -outage.seeds 10 -outage.hours 24 & \
+		pids="$$pids $$!"; \
+	done; failed=0; for pid in $$pids; do wait $$pid || failed=1; done; exit $$failed
 
 .PHONY: integration
 integration: ## The whole system against real servers in containers (Docker)

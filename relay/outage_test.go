@@ -17,6 +17,7 @@ import (
 //
 //	go test ./relay -run TestCleverTapIsDown -outage.seeds=2000 -outage.hours=24 -timeout 0
 var (
+	outageFrom  = flag.Int("outage.from", 0, "first seed of TestCleverTapIsDownForADay")
 	outageSeeds = flag.Int("outage.seeds", 3, "histories that TestCleverTapIsDownForADay plays")
 	outageHours = flag.Int("outage.hours", 3, "simulated hours of every history but the first, which has 24")
 )
@@ -37,7 +38,7 @@ func TestCleverTapIsDownForADay(t *testing.T) {
 		{how: "hangs", does: clevertaptest.Hang(), answer: 30 * time.Second},
 		{how: "401", does: clevertaptest.Status(401, nil, "")},
 	}
-	for seed := range *outageSeeds {
+	for seed := *outageFrom; seed < *outageFrom+*outageSeeds; seed++ {
 		down, hours := downs[seed%len(downs)], 24
 		if seed > 0 || testing.Short() || underRace() {
 			hours = *outageHours
