@@ -17,7 +17,8 @@ import (
 )
 
 // The shipped compose file, set up as deploy/README.md says, takes a receipt in and
-// delivers it: three nats-servers with the shipped configuration, two ingests, two relays.
+// delivers it, and sends the notification that a webhook asks for: three nats-servers with
+// the shipped configuration, two ingests, two relays, two senders.
 // The proxy, Prometheus and Grafana are left out, for their images are in registries only.
 func TestShippedCompose(t *testing.T) {
 	compose, err := exec.LookPath("docker-compose")
@@ -46,15 +47,22 @@ services:
     image: %s
     command: ["-run", "compose", "-account", %q, "-passcode", %q]
     networks: [outside]
+  sendbird:
+    image: %s
+    command: ["-token", %q]
+    networks: [outside]
   ingest-1:
     ports: ["127.0.0.1::8080"]
+  sender-1:
+    ports: ["127.0.0.1::8080"]
 `
-	override := fmt.Sprintf(test, d.image(fakeBinary(t), nil), accountID, passcode)
+	override := fmt.Sprintf(test, d.image(fakeBinary(t), nil), accountID, passcode, d.image(fakeSendbirdBinary(t), nil), passcode)
 	if err := os.WriteFile(filepath.Join(dir, "test.yaml"), []byte(override), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	environment := append(os.Environ(), "IMAGE="+image, "NATS_IMAGE="+d.image(natsBinary(t), nil),
-		"CLEVERTAP_ACCOUNT_ID="+accountID, "CLEVERTAP_URL=http://fake:"+fakePort, "QUEUE_MAX_BYTES=64MiB")
+		"CLEVERTAP_ACCOUNT_ID="+accountID, "CLEVERTAP_URL=http://fake:"+fakePort, "QUEUE_MAX_BYTES=64MiB",
+		"SENDBIRD_APP_ID=TEST-APP", "SENDBIRD_NOTIFICATIONS_URL=http://sendbird:8000", "GATHER_WAIT=100ms")
 	run := func(args ...string) (string, error) {
 		cmd := exec.Command(compose, append([]string{"-p", project, "-f", "compose.yaml", "-f", "test.yaml", "--profile", "operator"}, args...)...)
 		cmd.Dir, cmd.Env = dir, environment
@@ -76,7 +84,7 @@ services:
 		}
 	})
 
-	if _, err := run("up", "-d", "nats-1", "nats-2", "nats-3", "init", "ingest-1", "ingest-2", "relay-1", "relay-2", "fake"); err != nil {
+	if _, err := run("up", "-d", "nats-1", "nats-2", "nats-3", "init", "ingest-1", "ingest-2", "relay-1", "relay-2", "sender-1", "sender-2", "fake", "sendbird"); err != nil {
 		t.Fatal(err)
 	}
 	addr, err := run("port", "ingest-1", "8080")
@@ -86,11 +94,37 @@ services:
 	eventually(t, 2*time.Minute, "a receipt is taken in", func() bool {
 		return tryUpload("http://"+addr, `{"identity":"user-1","evtName":"Offer","evtData":{"status":"SENT","target_id":1}}`) == http.StatusOK
 	})
-	eventually(t, time.Minute, "it is delivered", func() bool {
+	door, err := run("port", "sender-1", "8080")
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, time.Minute, "a webhook call is taken in", func() bool {
+		const body = `{"targetId":7,"key_values":{"template_key":"sale","event_name":"Sale"},"profiles":[{"identity":"user-1"}]}`
+		return tryWebhook("http://"+door, passcode, body) == http.StatusOK
+	})
+	eventually(t, time.Minute, "the receipt is delivered, the notification sent", func() bool {
 		out, err := run("run", "--rm", "operator", "status", "--json")
 		var a account
-		return err == nil && json.Unmarshal([]byte(out), &a) == nil && a.Accepted == 1 && a.Delivered == 1
+		var s sendsAccount
+		return err == nil && json.Unmarshal([]byte(out), &a) == nil && json.Unmarshal([]byte(out), &s) == nil &&
+			a.Accepted == 1 && a.Delivered == 1 && s.Sends.Realtime.Sent == 1
 	})
+}
+
+// tryWebhook calls the door for journeys and returns the status, 0 without an answer.
+func tryWebhook(door, token, body string) int {
+	req, err := http.NewRequest(http.MethodPost, door+"/clevertap/notifications/realtime", strings.NewReader(body))
+	if err != nil {
+		return 0
+	}
+	req.Header.Set("Api-Token", token)
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0
+	}
+	resp.Body.Close()
+	return resp.StatusCode
 }
 
 // makeSecrets does what deploy/README.md says of them.

@@ -29,6 +29,7 @@ func TestShippedRights(t *testing.T) {
 	if lacked := c.violations(); len(lacked) > 0 {
 		t.Errorf("%d times a right was missing, the first time: %s", len(lacked), lacked[0])
 	}
+	t.Run("operator is no sender", func(t *testing.T) { operatorIsNoSender(t, rolesOf(t, c, "http://127.0.0.1:1")) })
 	for user := range userRights {
 		t.Run("no more than "+user, func(t *testing.T) { onlyItsRights(t, c, user) })
 	}
@@ -40,17 +41,7 @@ func rolesWork(t *testing.T, c *shippedCluster) {
 	fake := clevertaptest.New(clevertaptest.Options{AccountID: accountID, Passcode: passcode})
 	upload := httptest.NewServer(fake.Handler())
 	t.Cleanup(upload.Close)
-	at := newBirdtap(t, map[string]string{
-		"CLEVERTAP_ACCOUNT_ID": accountID, "CLEVERTAP_PASSCODE": passcode, "CLEVERTAP_URL": upload.URL,
-		"QUEUE_MAX_BYTES": "64MiB", "DEAD_MAX_BYTES": "16MiB", "KEEP_MAX_BYTES": "16KiB", "BATCH_MAX_WAIT": "20ms",
-	})
-	role := func(user string, more ...map[string]string) *birdtap {
-		b := at.with(c.as("birdtap-" + user)).with(map[string]string{"DATA_DIR": filepath.Join(t.TempDir(), "scratch")})
-		for _, env := range more {
-			b = b.with(env)
-		}
-		return b
-	}
+	role := rolesOf(t, c, upload.URL)
 	operator := role("operator")
 	command := func(args ...string) string {
 		t.Helper()
@@ -63,13 +54,13 @@ func rolesWork(t *testing.T, c *shippedCluster) {
 
 	for _, want := range []string{"created", "unchanged"} {
 		out, err := role("admin").output("init")
-		if n := strings.Count(string(out), want); err != nil || n != 4 {
+		if n := strings.Count(string(out), want); err != nil || n != 8 {
 			t.Fatalf("birdtap init: %v, and %d streams %s:\n%s", err, n, want, out)
 		}
 	}
 
 	door, window := freeAddr(t), freeAddr(t)
-	ingest := role("ingest", map[string]string{"HTTP_ADDR": door, "OPS_ADDR": window}).daemon("ingest", "ingest")
+	ingest := role("ingest", map[string]string{"HTTP_ADDR": door, "OPS_ADDR": window, "SENDBIRD_SIGNING_KEYS": signingKey}).daemon("ingest", "ingest")
 	relays := map[string]*process{}
 	for _, name := range []string{"a", "b"} {
 		addr := freeAddr(t)
@@ -147,6 +138,8 @@ func rolesWork(t *testing.T, c *shippedCluster) {
 	command("identities")
 	command("identities", "remove", "--yes")
 
+	t.Run("notifications", func(t *testing.T) { sendersWork(t, c, rolesOf(t, c, upload.URL), door) })
+
 	// The other relay takes over, from a killed one as well as from one that stops.
 	relays[first].kill()
 	delete(relays, first)
@@ -158,6 +151,21 @@ func rolesWork(t *testing.T, c *shippedCluster) {
 	}
 	if code := ingest.terminate(30 * time.Second); code != 0 {
 		t.Errorf("ingest ended with code %d", code)
+	}
+}
+
+// rolesOf makes the places where the cluster's users run birdtap.
+func rolesOf(t *testing.T, c *shippedCluster, upload string) func(user string, more ...map[string]string) *birdtap {
+	at := newBirdtap(t, map[string]string{
+		"CLEVERTAP_ACCOUNT_ID": accountID, "CLEVERTAP_PASSCODE": passcode, "CLEVERTAP_URL": upload,
+		"QUEUE_MAX_BYTES": "64MiB", "DEAD_MAX_BYTES": "16MiB", "KEEP_MAX_BYTES": "16KiB", "BATCH_MAX_WAIT": "20ms", "REMEMBER_SENT": "1h",
+	})
+	return func(user string, more ...map[string]string) *birdtap {
+		b := at.with(c.as("birdtap-" + user)).with(map[string]string{"DATA_DIR": filepath.Join(t.TempDir(), "scratch")})
+		for _, env := range more {
+			b = b.with(env)
+		}
+		return b
 	}
 }
 
@@ -227,41 +235,55 @@ const (
 	stateStream    = "BIRDTAP_STATE"
 	identityStream = "OBJ_BIRDTAP_IDENTITIES"
 	sendStream     = "BIRDTAP_SENDS"
+	heldStream     = "BIRDTAP_HELD"
+	unsentStream   = "BIRDTAP_UNSENT"
+	noteStream     = "KV_BIRDTAP_SENT"
 )
 
 var (
+	allStreams = []string{receiptStream, deadStream, stateStream, identityStream, sendStream, heldStream, unsentStream, noteStream}
 	streamInfo = with("$JS.API.STREAM.INFO.", receiptStream, deadStream, stateStream)
 	userRights = map[string]rights{
 		"birdtap-ingest": {
 			publish: slices.Concat(streamInfo, []string{
 				"BIRDTAP.receipts", "$JS.API.STREAM.MSG.GET." + stateStream,
 				"$JS.API.STREAM.INFO." + identityStream, "$JS.API.STREAM.MSG.GET." + identityStream,
+				"$JS.API.STREAM.INFO." + noteStream, "$JS.API.STREAM.MSG.GET." + noteStream,
 			}),
 		},
 		"birdtap-relay": {
 			publish: slices.Concat(streamInfo, reads(receiptStream), reads(deadStream),
 				with("$JS.API.STREAM.MSG.GET.", receiptStream, stateStream),
-				[]string{"BIRDTAP.dead", "BIRDTAP.state.relay", "$JS.API.STREAM.PURGE." + receiptStream}),
+				[]string{"BIRDTAP.dead", "BIRDTAP.state.relay", "BIRDTAP.state.campaigns.relay.0", "$JS.API.STREAM.PURGE." + receiptStream}),
 			subscribe: []string{"BIRDTAP.news.pause"},
 		},
 		"birdtap-sender": {
-			publish: slices.Concat(streamInfo, reads(sendStream), with("$JS.API.STREAM.MSG.GET.", sendStream, stateStream),
-				[]string{"BIRDTAP.sends.x", "$JS.API.STREAM.INFO." + sendStream}),
+			publish: slices.Concat(streamInfo, reads(sendStream), reads(heldStream),
+				with("$JS.API.STREAM.INFO.", sendStream, heldStream, unsentStream, noteStream),
+				with("$JS.API.STREAM.MSG.GET.", heldStream, stateStream),
+				with("$JS.API.STREAM.PURGE.", sendStream, heldStream),
+				[]string{
+					"BIRDTAP.sends", "BIRDTAP.held.x", "BIRDTAP.unsent", "BIRDTAP.run.x", "BIRDTAP.state.sender",
+					"BIRDTAP.state.campaigns.sender.0", "BIRDTAP.news.sender", "$KV.BIRDTAP_SENT.x",
+				}),
+			subscribe: []string{"BIRDTAP.news.sender"},
 		},
 		"birdtap-operator": {
-			publish: slices.Concat(streamInfo, reads(receiptStream), reads(deadStream),
-				with("$JS.API.STREAM.MSG.GET.", receiptStream, deadStream, stateStream, identityStream),
+			publish: slices.Concat(streamInfo, reads(receiptStream), reads(deadStream), reads(sendStream), reads(heldStream), reads(unsentStream),
+				with("$JS.API.STREAM.INFO.", sendStream, heldStream, unsentStream),
+				with("$JS.API.STREAM.MSG.GET.", receiptStream, deadStream, stateStream, identityStream, heldStream),
 				[]string{
 					"BIRDTAP.receipts", "BIRDTAP.dead", "BIRDTAP.state.pause", "BIRDTAP.state.purged", "BIRDTAP.news.pause",
+					"BIRDTAP.sends", "BIRDTAP.run.x", "BIRDTAP.news.sender", "$JS.API.STREAM.PURGE." + heldStream,
 					"$JS.API.STREAM.MSG.DELETE." + deadStream, "$JS.API.STREAM.INFO." + identityStream, "$JS.API.STREAM.PURGE." + identityStream,
 					"$O.BIRDTAP_IDENTITIES.C.x", "$O.BIRDTAP_IDENTITIES.M.x",
 				}),
 		},
 		"birdtap-admin": {
 			publish: slices.Concat(streamInfo,
-				with("$JS.API.STREAM.CREATE.", receiptStream, deadStream, stateStream, identityStream, sendStream),
-				with("$JS.API.STREAM.UPDATE.", receiptStream, deadStream, stateStream, identityStream, sendStream),
-				with("$JS.API.STREAM.INFO.", identityStream, sendStream)),
+				with("$JS.API.STREAM.CREATE.", allStreams...),
+				with("$JS.API.STREAM.UPDATE.", allStreams...),
+				with("$JS.API.STREAM.INFO.", allStreams...)),
 		},
 	}
 )
@@ -272,11 +294,12 @@ func everyRight() rights {
 	var all rights
 	all.publish = []string{
 		"BIRDTAP.receipts", "BIRDTAP.dead", "BIRDTAP.state.relay", "BIRDTAP.state.pause", "BIRDTAP.state.purged", "BIRDTAP.state.x",
-		"BIRDTAP.news.pause", "BIRDTAP.sends.x", "$O.BIRDTAP_IDENTITIES.C.x", "$O.BIRDTAP_IDENTITIES.M.x", "OTHER.receipts",
+		"BIRDTAP.news.pause", "BIRDTAP.news.sender", "BIRDTAP.state.sender", "BIRDTAP.state.campaigns.relay.0", "BIRDTAP.state.campaigns.sender.0",
+		"BIRDTAP.sends", "BIRDTAP.sends.x", "BIRDTAP.held.x", "BIRDTAP.run.x", "BIRDTAP.unsent", "$KV.BIRDTAP_SENT.x", "$O.BIRDTAP_IDENTITIES.C.x", "$O.BIRDTAP_IDENTITIES.M.x", "OTHER.receipts",
 		"$JS.API.INFO", "$JS.API.STREAM.NAMES", "$JS.API.STREAM.LIST", "$JS.API.META.LEADER.STEPDOWN", "$JS.API.SERVER.REMOVE",
 		"$JS.API.ACCOUNT.PURGE.BIRDTAP", "$SYS.REQ.SERVER.PING", "$SYS.REQ.USER.INFO",
 	}
-	for _, stream := range []string{receiptStream, deadStream, stateStream, identityStream, sendStream, "OTHER"} {
+	for _, stream := range append(slices.Clone(allStreams), "OTHER") {
 		for _, do := range []string{
 			"STREAM.INFO", "STREAM.CREATE", "STREAM.UPDATE", "STREAM.DELETE", "STREAM.PURGE", "STREAM.MSG.GET", "STREAM.MSG.DELETE",
 			"STREAM.SNAPSHOT", "STREAM.RESTORE", "STREAM.LEADER.STEPDOWN", "STREAM.PEER.REMOVE",
@@ -290,8 +313,8 @@ func everyRight() rights {
 		all.publish = append(all.publish, "$JS.API.CONSUMER.CREATE."+stream+".c.BIRDTAP.receipts", "$JS.ACK."+stream+".c.1.1.1.1.1")
 	}
 	all.subscribe = []string{
-		">", "BIRDTAP.>", "BIRDTAP.receipts", "BIRDTAP.dead", "BIRDTAP.news.pause", "BIRDTAP.state.relay", "_INBOX.>", "_INBOX.BIRDTAP.>",
-		"$JS.>", "$JS.API.>", "$SYS.>", "$O.>",
+		">", "BIRDTAP.>", "BIRDTAP.receipts", "BIRDTAP.dead", "BIRDTAP.news.pause", "BIRDTAP.news.sender", "BIRDTAP.sends", "BIRDTAP.state.relay", "_INBOX.>", "_INBOX.BIRDTAP.>",
+		"$JS.>", "$JS.API.>", "$SYS.>", "$O.>", "$KV.>",
 	}
 	for user := range userRights {
 		all.publish = append(all.publish, "_INBOX.BIRDTAP."+user+".x")

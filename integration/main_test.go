@@ -49,11 +49,12 @@ func run(m *testing.M) int {
 // The programs under test, and those around them. Static, so that they run in images
 // made from scratch.
 var (
-	birdtapBinary  = builder("birdtap", "github.com/birdtap/birdtap/cmd/birdtap")
-	natsBinary     = builder("nats-server", "github.com/nats-io/nats-server/v2")
-	fakeBinary     = builder("fakeclevertap", "github.com/birdtap/birdtap/integration/fakeclevertap")
-	buildOneByOne  sync.Mutex
-	commitUnderway = sync.OnceValue(func() string {
+	birdtapBinary      = builder("birdtap", "github.com/birdtap/birdtap/cmd/birdtap")
+	natsBinary         = builder("nats-server", "github.com/nats-io/nats-server/v2")
+	fakeBinary         = builder("fakeclevertap", "github.com/birdtap/birdtap/integration/fakeclevertap")
+	fakeSendbirdBinary = builder("fakesendbird", "github.com/birdtap/birdtap/integration/fakesendbird")
+	buildOneByOne      sync.Mutex
+	commitUnderway     = sync.OnceValue(func() string {
 		out, err := exec.Command("git", "rev-parse", "--short", "HEAD").Output()
 		if err != nil {
 			return "" // a source tree without git

@@ -13,10 +13,10 @@ import (
 // metrics of the journey out. Every label value is there from the start, at zero.
 // The gauges tell of the active relay; one that stands by shows zeros.
 type metrics struct {
-	delivered, deduplicated, replayed, missing prometheus.Counter
-	deadTotal                                  *prometheus.CounterVec
+	delivered, deduplicated, replayed, missing, checkpointFailures prometheus.Counter
+	deadTotal                                                      *prometheus.CounterVec
 
-	depth, queueBytes, inflight, breaker, active, dedupKeys prometheus.Gauge
+	depth, queueBytes, queueMax, deadBytes, deadMax, inflight, breaker, active, dedupKeys prometheus.Gauge
 
 	// When the oldest receipt came that the loop knows of, Unix ns, or 0; and who knows
 	// of those beyond. The age is reckoned when it is asked for: it grows on when the
@@ -52,12 +52,17 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		deduplicated: counter("receipts_deduplicated_total", "Receipts that were copies of one within the dedup window."),
 		replayed:     counter("receipts_replayed_total", "Receipts of replays that were settled again."),
 		missing:      counter("frames_missing_total", "Frames that were gone from the queue before they were settled."),
-		depth:        gauge("queue_depth", "Receipts that wait to be delivered."),
-		queueBytes:   gauge("queue_bytes", "Bytes of the frames with a receipt that waits, about."),
-		inflight:     gauge("uploads_inflight", "Calls to CleverTap in flight."),
-		breaker:      gauge("breaker_open", "1 while uploading is stopped because CleverTap fails, else 0."),
-		active:       gauge("relay_active", "1 on the active relay, 0 on one that stands by."),
-		dedupKeys:    gauge("dedup_keys", "Receipts in the dedup window; it ends early at 1,000,000."),
+		checkpointFailures: counter("checkpoint_failures_total",
+			"Writes of the checkpoint that failed, or had no answer in time; another relay's take-over is none."),
+		depth:      gauge("queue_depth", "Receipts that wait to be delivered."),
+		queueBytes: gauge("queue_bytes", "Bytes of the frames with a receipt that waits, about."),
+		queueMax:   gauge("queue_max_bytes", "Bytes that may wait: BIRDTAP_QUEUE_MAX_BYTES."),
+		deadBytes:  gauge("dead_bytes", "Bytes of the dead letters."),
+		deadMax:    gauge("dead_max_bytes", "Bytes that the dead letters may take: BIRDTAP_DEAD_MAX_BYTES."),
+		inflight:   gauge("uploads_inflight", "Calls to CleverTap in flight."),
+		breaker:    gauge("breaker_open", "1 while uploading is stopped because CleverTap fails, else 0."),
+		active:     gauge("relay_active", "1 on the active relay, 0 on one that stands by."),
+		dedupKeys:  gauge("dedup_keys", "Receipts in the dedup window; it ends early at 1,000,000."),
 		deadTotal: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "birdtap_receipts_dead_total", Help: "Receipts that went to the dead letters, by reason.",
 		}, []string{"reason"}),
@@ -121,6 +126,10 @@ func (m *metrics) tell(t *term) {
 	m.active.Set(1)
 	m.depth.Set(float64(int64(t.held) + unread))
 	m.queueBytes.Set(float64(bytes))
+	room := t.survey.lastRoom()
+	m.queueMax.Set(float64(room.QueueMax))
+	m.deadBytes.Set(float64(room.DeadBytes))
+	m.deadMax.Set(float64(room.DeadMax))
 	m.inflight.Set(float64(t.calls))
 	m.breaker.Set(open)
 	m.dedupKeys.Set(float64(t.dedup.Len()))
@@ -144,7 +153,7 @@ func (m *metrics) age(now time.Time) float64 {
 func (m *metrics) idle() {
 	m.oldest.Store(0)
 	m.ahead.Store(nil)
-	for _, g := range []prometheus.Gauge{m.active, m.depth, m.queueBytes, m.inflight, m.breaker, m.dedupKeys} {
+	for _, g := range []prometheus.Gauge{m.active, m.depth, m.queueBytes, m.queueMax, m.deadBytes, m.deadMax, m.inflight, m.breaker, m.dedupKeys} {
 		g.Set(0)
 	}
 }

@@ -36,6 +36,7 @@ type Queue interface {
 	NewTrimmer() *store.Trimmer
 	Paused(ctx context.Context) (bool, error)
 	PauseNews(ctx context.Context) (<-chan struct{}, error)
+	Room(ctx context.Context) (store.Room, error)
 	OpenCampaigns(ctx context.Context, owner string, changes store.CampaignChanges) (*store.Campaigns, error)
 }
 
@@ -173,6 +174,9 @@ func (r *Relay) write(ctx context.Context, w leaseWrite) written {
 	rev, err := r.opts.Queue.WriteCheckpoint(ctx, w.Checkpoint, w.Replaces)
 	failpoint.Here(failpoint.CheckpointWritten)
 	r.metrics.checkpointSeconds.Observe(time.Since(began).Seconds())
+	if err != nil && !errors.Is(err, store.ErrConflict) {
+		r.metrics.checkpointFailures.Inc()
+	}
 	return written{number: w.Number, rev: rev, err: err}
 }
 

@@ -638,9 +638,12 @@ func TestCheckpointThatCannotBeWritten(t *testing.T) {
 func TestNoCallStartsWithoutAFreshLease(t *testing.T) {
 	bubble(t, func(t *testing.T, g *scene) {
 		q := &tampered{Store: g.queue}
-		g.start(of(q), amongOthers)
+		r := g.start(of(q), amongOthers)
 		g.commit(receipt(0, 1000))
 		g.wantSums(sums{accepted: 1, delivered: 1})
+		if got := r.metric("birdtap_checkpoint_failures_total"); got != 0 {
+			t.Errorf("%v writes of the checkpoint failed", got)
+		}
 		began := time.Now()
 		q.set(func() {
 			q.write = func(context.Context, func() (uint64, error)) (uint64, error) { return 0, store.ErrTimeout }
@@ -653,6 +656,9 @@ func TestNoCallStartsWithoutAFreshLease(t *testing.T) {
 		calls := g.fake.Calls()
 		if last := calls[len(calls)-1].At.Sub(began); last > sendWindow || last < 2*time.Second {
 			t.Errorf("the last call started %v after the last checkpoint", last)
+		}
+		if r.metric("birdtap_checkpoint_failures_total") == 0 {
+			t.Error("no write of the checkpoint counts as failed")
 		}
 		q.set(func() { q.write = nil })
 		g.wantSums(sums{accepted: 7, delivered: 7})
@@ -892,6 +898,9 @@ func TestNothingLeavesWhilePaused(t *testing.T) {
 		}
 		if got := r.metric("birdtap_queue_depth"); got != 10 {
 			t.Errorf("depth %v, want 10", got)
+		}
+		if got, limit := r.metric("birdtap_dead_bytes"), r.metric("birdtap_dead_max_bytes"); got != 0 || limit <= 0 || r.metric("birdtap_queue_max_bytes") <= 0 {
+			t.Errorf("%v of %v bytes of dead letters, %v of the queue", got, limit, r.metric("birdtap_queue_max_bytes"))
 		}
 		pause(false)
 		time.Sleep(time.Second)
@@ -1236,6 +1245,10 @@ func TestMetricsAreThereFromTheStart(t *testing.T) {
 		"birdtap_queue_depth":                 1,
 		"birdtap_queue_oldest_seconds":        1,
 		"birdtap_queue_bytes":                 1,
+		"birdtap_queue_max_bytes":             1,
+		"birdtap_dead_bytes":                  1,
+		"birdtap_dead_max_bytes":              1,
+		"birdtap_checkpoint_failures_total":   1,
 		"birdtap_upload_seconds":              9,
 		"birdtap_upload_batch_records":        1,
 		"birdtap_uploads_inflight":            1,

@@ -18,6 +18,7 @@ const (
 	// that checkpoints go to in memory for ten seconds.
 	pauseEvery = 15 * time.Second
 	pauseSoon  = 100 * time.Millisecond // while it is not known
+	roomEvery  = time.Minute
 )
 
 // survey looks after what is not one receipt's business: how many wait beyond those
@@ -39,6 +40,7 @@ type survey struct {
 	bytes   int64     // of the frames at or above the floor
 	floor   uint64    // that is on disk
 	oldest  time.Time // when the oldest receipt that waits came; zero: none waits
+	room    store.Room
 }
 
 func newSurvey(r *Relay, floor uint64) *survey {
@@ -90,6 +92,8 @@ func (s *survey) run(ctx context.Context, changed func()) {
 	defer pause.Stop()
 	look := time.NewTimer(0)
 	defer look.Stop()
+	room := time.NewTimer(0)
+	defer room.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -108,6 +112,9 @@ func (s *survey) run(ctx context.Context, changed func()) {
 		case <-look.C:
 			next = s.look(ctx, trimmer, next)
 			look.Reset(surveyEvery)
+		case <-room.C:
+			s.askRoom(ctx)
+			room.Reset(roomEvery)
 		}
 	}
 }
@@ -130,6 +137,23 @@ func (s *survey) askPaused(ctx context.Context) bool {
 	}
 	s.asked = true
 	return true
+}
+
+// askRoom is for metrics only: without an answer the last one stays.
+func (s *survey) askRoom(ctx context.Context) {
+	room, err := s.queue.Room(ctx)
+	if err != nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.room = room
+}
+
+func (s *survey) lastRoom() store.Room {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.room
 }
 
 // look scans the frames that have come since, and trims.

@@ -152,10 +152,10 @@ func TestInitIsNotForTheEmbeddedQueue(t *testing.T) {
 }
 
 // daemonRights is all that a daemon's user may publish to once birdtap init has run,
-// and all that it needs: what the README lists.
+// and all that it needs: what birdtap init --help lists.
 func daemonRights() []string {
 	rights := []string{"BIRDTAP.>"}
-	for _, stream := range []string{"BIRDTAP_RECEIPTS", "BIRDTAP_DEAD", "BIRDTAP_STATE"} {
+	for _, stream := range []string{"BIRDTAP_RECEIPTS", "BIRDTAP_DEAD", "BIRDTAP_STATE", "BIRDTAP_SENDS", "BIRDTAP_HELD", "BIRDTAP_UNSENT"} {
 		rights = append(rights,
 			"$JS.API.STREAM.INFO."+stream,
 			"$JS.API.STREAM.MSG.GET."+stream,
@@ -165,6 +165,7 @@ func daemonRights() []string {
 	}
 	rights = append(rights, "$JS.API.STREAM.INFO.OBJ_BIRDTAP_IDENTITIES", "$JS.API.STREAM.MSG.GET.OBJ_BIRDTAP_IDENTITIES")
 	rights = append(rights, "$JS.API.STREAM.INFO.KV_BIRDTAP_SENT", "$JS.API.STREAM.MSG.GET.KV_BIRDTAP_SENT", "$KV.BIRDTAP_SENT.>")
+	rights = append(rights, "$JS.API.STREAM.PURGE.BIRDTAP_SENDS", "$JS.API.STREAM.PURGE.BIRDTAP_HELD", "_INBOX.BIRDTAP.>")
 	return append(rights, "$JS.API.STREAM.PURGE.BIRDTAP_RECEIPTS", "$JS.API.STREAM.MSG.DELETE.BIRDTAP_DEAD")
 }
 
@@ -180,7 +181,7 @@ func startRestricted(t *testing.T, without ...string) (admin, daemon func(*Optio
 		{Username: "admin", Password: "a"},
 		{Username: "daemon", Password: "d", Permissions: &server.Permissions{
 			Publish:   &server.SubjectPermission{Allow: rights},
-			Subscribe: &server.SubjectPermission{Allow: []string{"_INBOX.BIRDTAP.>", "BIRDTAP.news.pause"}},
+			Subscribe: &server.SubjectPermission{Allow: []string{"_INBOX.BIRDTAP.>", "BIRDTAP.news.*"}},
 		}},
 	}
 	ns := startServer(t, o)
@@ -233,6 +234,40 @@ func TestDaemonWorksWithTheRightsOfADaemon(t *testing.T) {
 	if err := s.receipts.Purge(t.Context(), jetstream.WithPurgeSequence(2)); err != nil {
 		t.Error(err)
 	}
+	sends, err := s.OpenSends(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sends.Close()
+	nothing := func([]byte) error { return nil }
+	for what, err := range map[string]error{
+		"commit":      sends.Commit(t.Context(), []Ask{{Data: []byte("{}")}}),
+		"scan":        sends.Scan(t.Context(), 1, func(SendFrame) error { return nil }),
+		"trim":        sends.Trim(t.Context(), 2),
+		"hold":        sends.Hold(t.Context(), "1", []byte("x")),
+		"held":        sends.Held(t.Context(), func(string, []byte) error { return nil }),
+		"forget":      sends.Forget(t.Context(), "1"),
+		"list unsent": sends.ListUnsent(t.Context(), []byte("x")),
+		"unsent":      sends.Unsent(t.Context(), nothing),
+		"write run":   sends.WriteRun(t.Context(), "a", []byte("x")),
+		"alive":       sends.AnswerAlive(t.Context()),
+	} {
+		if err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if run, err := sends.ReadRun(t.Context(), "a"); string(run) != "x" || err != nil {
+		t.Errorf("read run: %q, %v", run, err)
+	}
+	if !sends.Alive(t.Context(), 10*time.Second) || !sends.MayCheckpoint(t.Context()) {
+		t.Error("nobody answers for the sender, or it may not write its checkpoint")
+	}
+	if _, rev, err := sends.ReadCheckpoint(t.Context()); rev != 0 || err != nil {
+		t.Errorf("revision %d, %v: to be asked leaves no trace", rev, err)
+	}
+	if _, err := sends.WriteCheckpoint(t.Context(), []byte("{}"), 0); err != nil {
+		t.Error(err)
+	}
 	if logs.Len() > 0 {
 		t.Errorf("%+v", logs.All()[0])
 	}
@@ -261,6 +296,19 @@ func TestDaemonWithoutRightsToTheIdentityMapHasNone(t *testing.T) {
 	<-done
 	if n := logs.FilterMessageSnippet("without an identity map").Len(); n != 1 {
 		t.Errorf("said %d times: %+v", n, logs.All())
+	}
+}
+
+func TestUserWithoutRightsToTheSendersCheckpointIsTold(t *testing.T) {
+	admin, daemon := startRestricted(t, "BIRDTAP.>")
+	mustInit(t, initOptions(nil, admin))
+	sends, err := openStore(t, daemon).OpenSends(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sends.Close()
+	if sends.MayCheckpoint(t.Context()) {
+		t.Error("it may")
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -269,6 +270,20 @@ func (s *Sends) WriteCheckpoint(ctx context.Context, data []byte, rev uint64) (u
 	return ack.Sequence, nil
 }
 
+// MayCheckpoint tells whether this user may write the checkpoint at all: false only if
+// the server says that it may not. It asks by a write that can never stand.
+func (s *Sends) MayCheckpoint(ctx context.Context) bool {
+	if s.store.embedded != nil {
+		return true
+	}
+	err := s.store.denied.unless(ctx, func(ctx context.Context) error {
+		_, err := s.store.publish(ctx, &nats.Msg{Subject: s.store.names.sender},
+			jetstream.WithExpectLastSequencePerSubject(math.MaxInt64), jetstream.WithRetryAttempts(0))
+		return err
+	})
+	return !errors.Is(err, errDenied) || !strings.Contains(strings.ToLower(err.Error()), strings.ToLower(s.store.names.sender))
+}
+
 // Hold keeps a call under id, in place of what was kept under it before, and returns
 // once it is on disk. id is of letters, digits and hyphens.
 func (s *Sends) Hold(ctx context.Context, id string, call []byte) error {
@@ -382,7 +397,11 @@ func (s *Sends) Unsent(ctx context.Context, fn func(entry []byte) error) error {
 
 // AnswerAlive answers, until ctx ends, whoever asks whether the active sender lives.
 func (s *Sends) AnswerAlive(ctx context.Context) error {
-	sub, err := s.store.nc.Subscribe(s.store.names.senderAlive, func(m *nats.Msg) { _ = m.Respond(nil) })
+	sub, err := s.store.nc.Subscribe(s.store.names.senderAlive, func(m *nats.Msg) {
+		if strings.HasPrefix(m.Reply, "_INBOX.") { // nowhere else: an answer to a stream's subject would be stored
+			_ = m.Respond(nil)
+		}
+	})
 	if err != nil {
 		return fmt.Errorf("answer for the sender: %w", err)
 	}

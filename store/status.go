@@ -160,6 +160,26 @@ func (s *Store) Paused(ctx context.Context) (bool, error) {
 	return p.Paused, err
 }
 
+// Room is what the queue and the dead letters may take, in bytes.
+type Room struct{ QueueMax, DeadBytes, DeadMax int64 }
+
+// Room asks the server.
+func (s *Store) Room(ctx context.Context) (Room, error) {
+	queue, err := s.receipts.Info(ctx)
+	if err != nil {
+		return Room{}, fmt.Errorf("look up stream %s: %w", s.names.receiptStream, err)
+	}
+	dead, err := s.dead.Info(ctx)
+	if err != nil {
+		return Room{}, fmt.Errorf("look up stream %s: %w", s.names.deadStream, err)
+	}
+	return Room{
+		QueueMax:  queue.Config.MaxBytes - s.opts.KeepMaxBytes,
+		DeadBytes: int64(dead.State.Bytes), //nolint:gosec // bytes on a disk
+		DeadMax:   dead.Config.MaxBytes - deadSpareBytes,
+	}, nil
+}
+
 // PauseNews tells, until ctx ends, that somebody has called SetPaused. It is a hint and
 // no more: what is said while the connection is down is missed.
 func (s *Store) PauseNews(ctx context.Context) (<-chan struct{}, error) {

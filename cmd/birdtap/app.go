@@ -59,7 +59,15 @@ const doorsShutWait = 14 * time.Second
 
 func newApp(cfg *Config, r role, log *zap.Logger) (*app, error) {
 	a := &app{cfg: cfg, rooms: cfg.rooms(r), log: log, registry: prometheus.NewRegistry()}
-	a.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	a.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "birdtap_ready", Help: "1 while /readyz answers 200, else 0.",
+		}, func() float64 {
+			if len(a.ready()) > 0 {
+				return 0
+			}
+			return 1
+		}))
 	for _, open := range []func() error{a.openWindow, a.openDoors} {
 		if err := open(); err != nil {
 			return nil, errors.Join(err, a.Close())
@@ -207,8 +215,10 @@ func (a *app) journey(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, queue.Close()) }()
 	a.queue.Store(queue)
 	a.log.Info("queue open", zap.Duration("took", time.Since(began)))
-	if err := queue.OpenRemembered(ctx); err != nil {
-		a.log.Warn("going on without what the sender noted", zap.Error(err))
+	if a.rooms.receipts || a.rooms.sends {
+		if err := queue.OpenRemembered(ctx); err != nil {
+			a.log.Warn("going on without what the sender noted", zap.Error(err))
+		}
 	}
 	defer a.followIdentities(ctx, queue)() // ends before the queue is closed
 	sends, err := a.openSends(ctx, queue)

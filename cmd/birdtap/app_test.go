@@ -201,6 +201,9 @@ func TestDoorsAnswerBeforeTheQueueIsOpen(t *testing.T) {
 	if code, body := d.probe(t, "/readyz"); code != http.StatusServiceUnavailable || !strings.Contains(body, "being opened") {
 		t.Errorf("readyz answers %d %s", code, body)
 	}
+	if _, body := d.probe(t, "/metrics"); !strings.Contains(body, "\nbirdtap_ready 0\n") {
+		t.Errorf("the metrics say that it is ready:\n%s", body)
+	}
 	if code, _ := d.probe(t, "/healthz"); code != http.StatusOK {
 		t.Errorf("healthz answers %d: recovering is progress", code)
 	}

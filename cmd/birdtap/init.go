@@ -27,15 +27,22 @@ Sizes, replicas and settings that would lose receipts are changed. A stream that
 other subjects or keeps its messages in another way is refused, and then nothing is
 changed at all.
 
-With BIRDTAP as prefix the daemons' own user then needs, to publish:
+The least rights of each role, of an operator and of init itself stand in
+deploy/nats-server.conf, to be copied. One user for all daemons and commands needs, with
+BIRDTAP as prefix, to publish:
 
   BIRDTAP.>
-  for X = BIRDTAP_RECEIPTS, BIRDTAP_DEAD and BIRDTAP_STATE:
+  for X = BIRDTAP_RECEIPTS, BIRDTAP_DEAD and BIRDTAP_STATE, and for notifications
+  BIRDTAP_SENDS, BIRDTAP_HELD and BIRDTAP_UNSENT:
     $JS.API.STREAM.INFO.X            $JS.API.STREAM.MSG.GET.X
     $JS.API.CONSUMER.CREATE.X.>      $JS.API.CONSUMER.DELETE.X.*
     $JS.API.CONSUMER.MSG.NEXT.X.*
   $JS.API.STREAM.PURGE.BIRDTAP_RECEIPTS
   $JS.API.STREAM.MSG.DELETE.BIRDTAP_DEAD
+  for notifications:
+    $JS.API.STREAM.PURGE.BIRDTAP_SENDS
+    $JS.API.STREAM.PURGE.BIRDTAP_HELD
+    _INBOX.BIRDTAP.>                 (or allow_responses)
   for an identity map, with X = OBJ_BIRDTAP_IDENTITIES:
     $JS.API.STREAM.INFO.X            $JS.API.STREAM.MSG.GET.X
   with BIRDTAP_REMEMBER_SENT, and X = KV_BIRDTAP_SENT:
@@ -45,7 +52,7 @@ With BIRDTAP as prefix the daemons' own user then needs, to publish:
 and to subscribe to:
 
   _INBOX.BIRDTAP.>
-  BIRDTAP.news.pause
+  BIRDTAP.news.*
 
 Who imports an identity map also publishes $O.BIRDTAP_IDENTITIES.> and
 $JS.API.STREAM.PURGE.OBJ_BIRDTAP_IDENTITIES.

@@ -101,6 +101,9 @@ func (p *program) decideHeld(ctx context.Context, f *sendFlags) error {
 		case cfg.needSendbird() != nil:
 			_, err = fmt.Fprintf(p.out, "call %s: decided; the next sender carries it out, for there is none, and this command has no credentials of Sendbird\n", id)
 			return err
+		case !sends.MayCheckpoint(ctx):
+			_, err = fmt.Fprintf(p.out, "call %s: decided; the next sender carries it out, for there is none, and this user of NATS may not be one\n", id)
+			return err
 		}
 		return p.withSendbird(func(client *sendbird.Client) error {
 			return p.carryDecision(ctx, sends, newSender(cfg, sends, client, log), held, release)

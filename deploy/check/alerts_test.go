@@ -150,6 +150,8 @@ func TestEveryAlertHasALineInTheReadme(t *testing.T) {
 var healthy = []string{
 	`up{job="birdtap",instance="ingest-1"} 1x300`,
 	`up{job="birdtap",instance="relay-1"} 1x300`,
+	`birdtap_ready{job="birdtap",instance="ingest-1"} 1x300`,
+	`birdtap_ready{job="birdtap",instance="relay-1"} 1x300`,
 	`birdtap_receipts_accepted_total{job="birdtap",instance="ingest-1"} 0+600x300`,
 	`birdtap_receipts_rejected_total{job="birdtap",instance="ingest-1",reason="unavailable"} 0x300`,
 	`birdtap_receipts_rejected_total{job="birdtap",instance="ingest-1",reason="signature"} 0x300`,
@@ -166,6 +168,12 @@ var healthy = []string{
 	`birdtap_breaker_open{job="birdtap",instance="relay-2"} 0x300`,
 	`birdtap_queue_bytes{job="birdtap",instance="relay-1"} 1000x300`,
 	`birdtap_queue_bytes{job="birdtap",instance="relay-2"} 0x300`,
+	`birdtap_queue_max_bytes{job="birdtap",instance="relay-1"} 8589934592x300`,
+	`birdtap_queue_max_bytes{job="birdtap",instance="relay-2"} 0x300`,
+	`birdtap_dead_bytes{job="birdtap",instance="relay-1"} 1000x300`,
+	`birdtap_dead_max_bytes{job="birdtap",instance="relay-1"} 1000000x300`,
+	`birdtap_dead_max_bytes{job="birdtap",instance="relay-2"} 0x300`,
+	`birdtap_checkpoint_failures_total{job="birdtap",instance="relay-1"} 2x300`,
 	`birdtap_queue_oldest_seconds{job="birdtap",instance="relay-1"} 1x300`,
 	`birdtap_queue_oldest_seconds{job="birdtap",instance="relay-2"} 0x300`,
 	`birdtap_frames_missing_total{job="birdtap",instance="relay-1"} 0x300`,
@@ -173,6 +181,16 @@ var healthy = []string{
 	`birdtap_checkpoint_seconds_bucket{job="birdtap",instance="relay-1",le="0.1"} 0+40x300`,
 	`birdtap_checkpoint_seconds_bucket{job="birdtap",instance="relay-1",le="3.2"} 0+40x300`,
 	`birdtap_checkpoint_seconds_bucket{job="birdtap",instance="relay-1",le="+Inf"} 0+40x300`,
+	`birdtap_sender_calls_total{job="birdtap",instance="sender-1",answer="accepted"} 0+60x300`,
+	`birdtap_sender_calls_total{job="birdtap",instance="sender-1",answer="test"} 0+1x300`,
+	`birdtap_sender_calls_total{job="birdtap",instance="sender-1",answer="not_found"} 0+1x300`,
+	`birdtap_sender_calls_total{job="birdtap",instance="sender-1",answer="unavailable"} 0x300`,
+	`birdtap_sender_calls_total{job="birdtap",instance="sender-1",answer="mistake"} 0x300`,
+	`birdtap_sends_held{job="birdtap",instance="sender-1"} 0x300`,
+	`birdtap_sends_held{job="birdtap",instance="sender-2"} 0x300`,
+	`birdtap_sends_stopped{job="birdtap",instance="sender-1"} 0x300`,
+	`birdtap_sends_total{job="birdtap",instance="sender-1",mode="batch",outcome="sent"} 0+60x300`,
+	`birdtap_sends_total{job="birdtap",instance="sender-1",mode="batch",outcome="refused"} 5x300`,
 }
 
 // Each alert fires for what it is made for, not before its time, and nothing else does.
@@ -187,6 +205,46 @@ func TestAlerts(t *testing.T) {
 		"process down": {
 			series: []string{`up{job="birdtap",instance="ingest-1"} 1x10 0x100`},
 			fires:  map[int][]string{12: nil, 13: {"BirdtapDown"}},
+		},
+		"not ready": {
+			series: []string{`birdtap_ready{job="birdtap",instance="ingest-1"} 1x10 0x100`},
+			fires:  map[int][]string{12: nil, 13: {"BirdtapNotReady"}},
+		},
+		"checkpoint fails": {
+			series: []string{"birdtap_checkpoint_failures_total" + at + "2x10 3+2x100"},
+			fires:  map[int][]string{11: nil, 20: {"BirdtapCheckpointFails"}},
+		},
+		"checkpoint failed once": {
+			series: []string{"birdtap_checkpoint_failures_total" + at + "2x10 3x100"},
+			fires:  map[int][]string{12: nil, 20: nil},
+		},
+		"dead letters half full": {
+			series: []string{"birdtap_dead_bytes" + at + "1000x10 600000x100"},
+			fires:  map[int][]string{15: nil, 17: {"BirdtapDeadLettersHalfFull"}},
+		},
+		"size not known": {
+			series: []string{"birdtap_queue_max_bytes" + at + "0x300", "birdtap_dead_max_bytes" + at + "0x300"},
+			fires:  map[int][]string{60: nil},
+		},
+		"webhooks turned away": {
+			series: []string{`birdtap_sender_calls_total{job="birdtap",instance="sender-1",answer="unavailable"} 0x10 0+6x100`},
+			fires:  map[int][]string{10: nil, 14: {"BirdtapTurnsWebhooksAway"}},
+		},
+		"webhooks refused": {
+			series: []string{`birdtap_sender_calls_total{job="birdtap",instance="sender-1",answer="mistake"} 0x10 1x100`},
+			fires:  map[int][]string{10: nil, 12: {"BirdtapWebhooksNotUnderstood"}, 40: nil},
+		},
+		"held": {
+			series: []string{`birdtap_sends_held{job="birdtap",instance="sender-2"} 0x10 1x100`},
+			fires:  map[int][]string{15: nil, 16: {"BirdtapSendsHeld"}, 90: {"BirdtapSendsHeld"}},
+		},
+		"stopped": {
+			series: []string{`birdtap_sends_stopped{job="birdtap",instance="sender-1"} 0x10 1x100`},
+			fires:  map[int][]string{15: nil, 16: {"BirdtapSendsStopped"}},
+		},
+		"refused": {
+			series: []string{`birdtap_sends_total{job="birdtap",instance="sender-1",mode="batch",outcome="refused"} 5x10 9x100`},
+			fires:  map[int][]string{11: nil, 20: {"BirdtapSendsRefused"}, 90: nil},
 		},
 		"503": {
 			series: []string{`birdtap_receipts_rejected_total{job="birdtap",instance="ingest-1",reason="unavailable"} 0x10 0+6x100`},

@@ -171,10 +171,12 @@ func TestChartRefuses(t *testing.T) {
 		"secret in config":       {set("cluster.yaml", "config.CLEVERTAP_PASSCODE", "x"), "CLEVERTAP_PASSCODE"},
 		"prefix in config":       {set("cluster.yaml", "config.BIRDTAP_LOG_LEVEL", "x"), "BIRDTAP_LOG_LEVEL"},
 		"too many calls":         {set("embedded.yaml", "embedded.replicas", 3), "15 calls"},
-		"sender, half":           {set("cluster.yaml", "sender.enabled", true), "sender.appId"},
-		"sender without NATS":    {set("embedded.yaml", "sender.enabled", true), "mode cluster"},
+		"sender without an app":  {set("everything.yaml", "sender.appId", ""), "sender.appId"},
+		"sender, half":           {set("everything.yaml", "sender.tokensSecret", ""), "sender.tokensSecret"},
+		"the other half":         {set("embedded-everything.yaml", "sender.notificationsSecret", ""), "sender.notificationsSecret"},
+		"two embedded senders":   {set("embedded-everything.yaml", "embedded.replicas", 2), "made again"},
+		"sender's in config":     {set("everything.yaml", "config.GATHER_WAIT", "1s"), "GATHER_WAIT"},
 		"region and URL":         {set("embedded-everything.yaml", "clevertap.region", "in1"), "not both"},
-		"size that is none":      {set("everything.yaml", "config.QUEUE_MAX_BYTES", "many"), "no size"},
 		"ingress without a host": {set("cluster.yaml", "ingress.enabled", true), "ingress.host"},
 	} {
 		if _, err := render(t, tt.values); err == nil || !strings.Contains(err.Error(), tt.says) {
@@ -183,12 +185,32 @@ func TestChartRefuses(t *testing.T) {
 	}
 }
 
-// The queue's size in the alerts is the one that birdtap is given.
-func TestChartSetsTheQueueSizeOfTheAlerts(t *testing.T) {
-	for file, want := range map[string]string{"everything.yaml": "vector(53687091200)", "embedded-everything.yaml": "vector(8589934592)"} {
+// Whoever sends notifications has the sender's secrets, and nobody else.
+func TestChartGivesTheSenderItsSecrets(t *testing.T) {
+	for file, senders := range map[string][]string{
+		"cluster.yaml": nil, "embedded.yaml": nil, "everything.yaml": {"sender"}, "embedded-everything.yaml": {"serve"},
+	} {
 		out, err := render(t, readValues(t, "testdata/values/"+file))
-		if text := out["birdtap/templates/monitoring.yaml"]; err != nil || !strings.Contains(text, want) {
-			t.Errorf("%s: no %s in the rules, %v", file, want, err)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var found []string
+		for name, text := range out {
+			if filepath.Ext(name) != ".yaml" {
+				continue
+			}
+			for _, m := range parse(t, name, text) {
+				for _, c := range m.Spec.Template.Spec.Containers {
+					for _, v := range c.Env {
+						if v.Name == "BIRDTAP_SENDER_TOKENS_FILE" {
+							found = append(found, c.Args[0])
+						}
+					}
+				}
+			}
+		}
+		if !slices.Equal(found, senders) {
+			t.Errorf("%s: %v have the tokens of webhooks, want %v", file, found, senders)
 		}
 	}
 }

@@ -39,7 +39,7 @@ func composed(t *testing.T) composeFile {
 		}
 		t.Skip("NOT CHECKED: there is no docker-compose to read compose.yaml")
 	}
-	cmd := exec.Command(compose, "--file", "../compose.yaml", "--profile", "sender", "--profile", "operator", "config")
+	cmd := exec.Command(compose, "--file", "../compose.yaml", "--profile", "operator", "config")
 	cmd.Env = append(os.Environ(), "CLEVERTAP_ACCOUNT_ID=TEST-ACCOUNT", "SENDBIRD_APP_ID=TEST-APP")
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
@@ -103,13 +103,13 @@ func TestCompose(t *testing.T) {
 			}
 		}
 		checkEnvironment(t, name, s.Environment)
-		if slices.Contains([]string{"ingest", "relay"}, role) {
+		if slices.Contains([]string{"ingest", "relay", "sender"}, role) {
 			if s.Environment["BIRDTAP_OPS_ADDR"] != ":9090" || !strings.Contains(string(prometheus), `"`+name+`:9090"`) {
 				t.Errorf("Prometheus does not ask %s", name)
 			}
 		}
 	}
-	for role, want := range map[string]int{"nats": 3, "ingest": 2, "relay": 2, "sender": 1, "init": 1} {
+	for role, want := range map[string]int{"nats": 3, "ingest": 2, "relay": 2, "sender": 2, "init": 1} {
 		if roles[role] != want {
 			t.Errorf("%d of %s, want %d", roles[role], role, want)
 		}
@@ -135,8 +135,8 @@ func TestComposeMountsWhatIsThere(t *testing.T) {
 // The proxies speak to the ports that birdtap listens on, and let through what it takes.
 func TestProxiesAndImageUseThePortsOfBirdtap(t *testing.T) {
 	for file, wants := range map[string][]string{
-		"../proxy/Caddyfile":  {"ingest-1:8080 ingest-2:8080", "sender:8080", "health_port 9090", "health_uri /readyz", "max_size 5MiB", "versions 1.1"},
-		"../proxy/nginx.conf": {"server 127.0.0.1:8080", "client_max_body_size    5m", "proxy_http_version 1.1"},
+		"../proxy/Caddyfile":  {"ingest-1:8080 ingest-2:8080", "sender-1:8080 sender-2:8080", "health_port 9090", "health_uri /readyz", "max_size 5MiB", "versions 1.1"},
+		"../proxy/nginx.conf": {"server 127.0.0.1:8080", "location /clevertap/notifications/ {", "client_max_body_size    5m", "proxy_http_version 1.1"},
 		"../Dockerfile":       {"EXPOSE 8080 9090", "USER 65532:65532", `ENTRYPOINT ["/birdtap"]`},
 	} {
 		text, err := os.ReadFile(file)

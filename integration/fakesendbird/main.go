@@ -21,7 +21,7 @@ import (
 func main() {
 	addr := flag.String("addr", ":8000", "where to listen")
 	token := flag.String("token", "", "notifications token to be presented; empty: any")
-	upload := flag.String("upload", "", "URL of this program as birdtap reaches it, for uploads; empty: as it was called")
+	upload := flag.String("upload", "", "URL of this program as birdtap reaches it, such as http://sendbird:8000/; without it no file can be uploaded")
 	flag.Parse()
 
 	fake := sendbirdtest.New(sendbirdtest.Options{Token: *token, UploadURL: *upload})

@@ -131,11 +131,9 @@ func (c *checkpoint) encode() ([]byte, error) {
 	return data, nil
 }
 
-// decodeCheckpoint reads a checkpoint; none is the beginning.
+// decodeCheckpoint reads a checkpoint. An empty one is damaged: the beginning is that
+// there is none.
 func decodeCheckpoint(data []byte) (checkpoint, error) {
-	if data == nil {
-		return checkpoint{Floor: 1, NextCall: 1}, nil
-	}
 	var c checkpoint
 	if err := json.Unmarshal(data, &c); err != nil {
 		return checkpoint{}, fmt.Errorf("%w: checkpoint of the sender: %w", store.ErrCorrupt, err)

@@ -20,6 +20,9 @@ const (
 	writeRetry   = 250 * time.Millisecond
 	readWait     = 5 * time.Second
 	takeOverWait = 10 * time.Second
+	// deniedEvery is how often it is looked whether a user without the right to send has it
+	// by now.
+	deniedEvery = time.Minute
 )
 
 // lease is the right to write the checkpoint: whoever knows its revision.
@@ -57,6 +60,11 @@ func (s *Sender) standBy(ctx context.Context, first bool) (*lease, checkpoint, e
 			}
 			continue
 		}
+		if !s.opts.Sends.MayCheckpoint(ctx) {
+			s.log.Error("no sender is active, and this user of NATS may not be one: what is asked for waits until one starts")
+			wait(ctx, deniedEvery)
+			continue
+		}
 		l := &lease{sends: s.opts.Sends, rev: rev, self: s.self, term: cp.Term + 1, write: cp.Write}
 		if err := l.takeOver(ctx, &cp); err == nil {
 			return l, cp, nil
@@ -78,8 +86,8 @@ func readCheckpoint(ctx context.Context, sends *store.Sends) (checkpoint, uint64
 	ctx, cancel := context.WithTimeout(ctx, readWait)
 	defer cancel()
 	data, rev, err := sends.ReadCheckpoint(ctx)
-	if err != nil {
-		return checkpoint{}, 0, err
+	if err != nil || rev == 0 {
+		return checkpoint{Floor: 1, NextCall: 1}, 0, err
 	}
 	cp, err := decodeCheckpoint(data)
 	return cp, rev, err

@@ -309,6 +309,8 @@ func (t *term) end(cancel context.CancelFunc) {
 	t.tasks.Wait()
 	t.metrics.inflight.Set(0)
 	t.metrics.gathering.Set(0)
+	t.metrics.held.Set(0)
+	t.metrics.refuses.Set(0)
 	t.progress.Store(0)
 }
 

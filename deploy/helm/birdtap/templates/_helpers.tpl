@@ -27,32 +27,36 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- div (mul $mebibytes 85) 100 }}MiB
 {{- end }}
 
-{{- /* A size as birdtap reads it, in bytes. */}}
-{{- define "birdtap.bytes" -}}
-{{- $units := dict "" 1 "b" 1 "kb" 1000 "mb" 1000000 "gb" 1000000000 "tb" 1000000000000 "kib" 1024 "mib" 1048576 "gib" 1073741824 "tib" 1099511627776 "ki" 1024 "mi" 1048576 "gi" 1073741824 "ti" 1099511627776 }}
-{{- $unit := lower (trim (regexReplaceAll "^[0-9]+" . "")) }}
-{{- if not (hasKey $units $unit) }}{{ fail (printf "%q is no size such as 8GiB" .) }}{{ end }}
-{{- mul (regexFind "^[0-9]+" .) (get $units $unit) }}
-{{- end }}
-
 {{- /* What cannot be seen by the schema: one value that needs another. */}}
 {{- define "birdtap.check" -}}
 {{- $v := .Values }}
 {{- if eq $v.mode "cluster" }}
   {{- $_ := required "nats.url: mode cluster needs the NATS cluster; one process with its own queue is mode embedded" $v.nats.url }}
-  {{- if $v.sender.enabled }}
-    {{- $_ := required "sender.appId: the Application ID of Sendbird's dashboard" $v.sender.appId }}
-    {{- $_ := required "sender.tokensSecret: a Secret with the key sender-tokens" $v.sender.tokensSecret }}
-    {{- $_ := required "sender.notificationsSecret: a Secret with the key notifications-token" $v.sender.notificationsSecret }}
-  {{- end }}
 {{- else }}
-  {{- if $v.sender.enabled }}{{ fail "sender.enabled: the sender is a role of mode cluster" }}{{ end }}
+  {{- if and (include "birdtap.sends" .) (gt (int $v.embedded.replicas) 1) }}
+    {{- fail "sender: with more than one of embedded.replicas a webhook call that is made again may reach another pod, which would send it once more; take mode cluster" }}
+  {{- end }}
   {{- if gt (mul $v.embedded.replicas $v.clevertap.maxInflight) 15 }}
     {{- fail "embedded.replicas times clevertap.maxInflight is more than the 15 calls that CleverTap takes at once from one account" }}
   {{- end }}
 {{- end }}
+{{- if include "birdtap.sends" . }}
+  {{- $_ := required "sender.appId: the Application ID of Sendbird's dashboard" $v.sender.appId }}
+  {{- $_ := required "sender.tokensSecret: a Secret with the key sender-tokens" $v.sender.tokensSecret }}
+  {{- $_ := required "sender.notificationsSecret: a Secret with the key notifications-token" $v.sender.notificationsSecret }}
+{{- end }}
 {{- if and $v.clevertap.region $v.clevertap.url }}{{ fail "clevertap: set region or url, not both" }}{{ end }}
 {{- if and $v.ingress.enabled (not $v.ingress.host) }}{{ fail "ingress.host: which name?" }}{{ end }}
+{{- end }}
+
+{{- /* Not empty where notifications are sent: one of the sender's secrets is given. */}}
+{{- define "birdtap.sends" -}}
+{{- if or .Values.sender.tokensSecret .Values.sender.notificationsSecret }}yes{{ end }}
+{{- end }}
+
+{{- /* Not empty for the role that sends them. Arguments: root, role. */}}
+{{- define "birdtap.isSender" -}}
+{{- if or (eq .role "sender") (and (eq .role "serve") (include "birdtap.sends" .root)) }}yes{{ end }}
 {{- end }}
 
 {{- /*
@@ -87,11 +91,13 @@ A role's environment. Arguments: root, role (ingest, relay, sender, serve, init)
 - {name: BIRDTAP_HTTP_TLS_CERT_FILE, value: /run/secrets/tls/tls.crt}
 - {name: BIRDTAP_HTTP_TLS_KEY_FILE, value: /run/secrets/tls/tls.key}
 {{- end }}
-{{- if eq .role "sender" }}
+{{- if include "birdtap.isSender" . }}
 - {name: BIRDTAP_SENDBIRD_APP_ID, value: {{ $v.sender.appId | quote }}}
 - {name: BIRDTAP_SENDBIRD_NOTIFICATIONS_TOKEN_FILE, value: /run/secrets/birdtap/notifications-token}
 - {name: BIRDTAP_SENDER_TOKENS_FILE, value: /run/secrets/birdtap/sender-tokens}
 - {name: BIRDTAP_GATHER_WAIT, value: {{ $v.sender.gatherWait | quote }}}
+{{- end }}
+{{- if and (include "birdtap.sends" .root) (ne .role "relay") }}
 - {name: BIRDTAP_REMEMBER_SENT, value: {{ $v.sender.rememberSent | quote }}}
 {{- end }}
 {{- if eq $v.mode "cluster" }}
@@ -151,7 +157,7 @@ A role's environment. Arguments: root, role (ingest, relay, sender, serve, init)
           name: {{ $v.signing.existingSecret }}
           items: [{key: signing-keys, path: signing-keys}]
       {{- end }}
-      {{- if eq .role "sender" }}
+      {{- if include "birdtap.isSender" . }}
       - secret:
           name: {{ $v.sender.tokensSecret }}
           items: [{key: sender-tokens, path: sender-tokens}]
