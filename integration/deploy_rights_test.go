@@ -263,7 +263,7 @@ var (
 				with("$JS.API.STREAM.MSG.GET.", heldStream, stateStream),
 				with("$JS.API.STREAM.PURGE.", sendStream, heldStream),
 				[]string{
-					"BIRDTAP.sends", "BIRDTAP.held.x", "BIRDTAP.unsent", "BIRDTAP.run.x", "BIRDTAP.state.sender",
+					"BIRDTAP.sends", "BIRDTAP.held.x", "BIRDTAP.unsent", "BIRDTAP.run.x", "BIRDTAP.order.x", "BIRDTAP.state.sender",
 					"BIRDTAP.state.campaigns.sender.0", "BIRDTAP.news.sender", "$KV.BIRDTAP_SENT.x",
 				}),
 			subscribe: []string{"BIRDTAP.news.sender"},
@@ -274,7 +274,7 @@ var (
 				with("$JS.API.STREAM.MSG.GET.", receiptStream, deadStream, stateStream, identityStream, heldStream),
 				[]string{
 					"BIRDTAP.receipts", "BIRDTAP.dead", "BIRDTAP.state.pause", "BIRDTAP.state.purged", "BIRDTAP.news.pause",
-					"BIRDTAP.sends", "BIRDTAP.run.x", "BIRDTAP.news.sender", "$JS.API.STREAM.PURGE." + heldStream,
+					"BIRDTAP.sends", "BIRDTAP.run.x", "BIRDTAP.order.x", "BIRDTAP.news.sender", "$JS.API.STREAM.PURGE." + heldStream,
 					"$JS.API.STREAM.MSG.DELETE." + deadStream, "$JS.API.STREAM.INFO." + identityStream, "$JS.API.STREAM.PURGE." + identityStream,
 					"$O.BIRDTAP_IDENTITIES.C.x", "$O.BIRDTAP_IDENTITIES.M.x",
 				}),
@@ -295,7 +295,7 @@ func everyRight() rights {
 	all.publish = []string{
 		"BIRDTAP.receipts", "BIRDTAP.dead", "BIRDTAP.state.relay", "BIRDTAP.state.pause", "BIRDTAP.state.purged", "BIRDTAP.state.x",
 		"BIRDTAP.news.pause", "BIRDTAP.news.sender", "BIRDTAP.state.sender", "BIRDTAP.state.campaigns.relay.0", "BIRDTAP.state.campaigns.sender.0",
-		"BIRDTAP.sends", "BIRDTAP.sends.x", "BIRDTAP.held.x", "BIRDTAP.run.x", "BIRDTAP.unsent", "$KV.BIRDTAP_SENT.x", "$O.BIRDTAP_IDENTITIES.C.x", "$O.BIRDTAP_IDENTITIES.M.x", "OTHER.receipts",
+		"BIRDTAP.sends", "BIRDTAP.sends.x", "BIRDTAP.held.x", "BIRDTAP.run.x", "BIRDTAP.order.x", "BIRDTAP.unsent", "$KV.BIRDTAP_SENT.x", "$O.BIRDTAP_IDENTITIES.C.x", "$O.BIRDTAP_IDENTITIES.M.x", "OTHER.receipts",
 		"$JS.API.INFO", "$JS.API.STREAM.NAMES", "$JS.API.STREAM.LIST", "$JS.API.META.LEADER.STEPDOWN", "$JS.API.SERVER.REMOVE",
 		"$JS.API.ACCOUNT.PURGE.BIRDTAP", "$SYS.REQ.SERVER.PING", "$SYS.REQ.USER.INFO",
 	}
