@@ -78,8 +78,8 @@ func (s *Store) OpenSends(ctx context.Context) (*Sends, error) {
 			return nil, err
 		}
 		if have == nil && rev > 0 && want.config.Name == s.names.sendsStream {
-			return nil, fmt.Errorf("the sender was here before, but %s is gone: restore it from a backup, or, to start with an empty one, %s",
-				want.config.Name, s.startAnewBy())
+			return nil, fmt.Errorf("the sender was here before, but %s is %w: restore it from a backup, or, to start with an empty one, %s",
+				want.config.Name, ErrGone, s.startAnewBy())
 		}
 		if have != nil {
 			want.config.MaxBytes = have.CachedInfo().Config.MaxBytes // by what was free then

@@ -23,6 +23,7 @@ var (
 	ErrTimeout  = errors.New("the queue did not answer in time; the receipts may still have been stored")
 	ErrClosed   = errors.New("the store is closed")
 	ErrConflict = errors.New("another relay has written the checkpoint")
+	ErrGone     = errors.New("gone")
 )
 
 // Sync says when a commit of the embedded queue is acknowledged.

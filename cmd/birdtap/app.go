@@ -47,7 +47,7 @@ type app struct {
 	relay    atomic.Pointer[relay.Relay]   // nil until then, and where nothing is uploaded
 	sender   atomic.Pointer[sender.Sender] // nil until then, and where nothing is sent
 	taking   atomic.Bool                   // the doors take receipts in
-	sending  atomic.Bool                   // and webhook calls
+	sending  atomic.Bool                   // and webhook calls, or never will
 	stopping atomic.Bool
 
 	cleanups []func() error // run last first
@@ -222,6 +222,9 @@ func (a *app) journey(ctx context.Context) (err error) {
 	}
 	defer a.followIdentities(ctx, queue)() // ends before the queue is closed
 	sends, err := a.openSends(ctx, queue)
+	if errors.Is(err, store.ErrCorrupt) || errors.Is(err, store.ErrGone) { // no start will mend it
+		err = a.notSending(err)
+	}
 	if err != nil {
 		return stopped(ctx, err)
 	}
@@ -335,6 +338,20 @@ func (a *app) openSends(ctx context.Context, queue *store.Store) (*store.Sends, 
 	return sends, err
 }
 
+// notSending is what becomes of an error of the sender's. Where receipts are carried, too,
+// it must not stop them: it is said, and webhook calls are answered 503.
+func (a *app) notSending(err error) error {
+	if !a.rooms.receipts || errors.Is(err, context.Canceled) {
+		return err
+	}
+	a.log.Error("notifications are not sent until this is mended and birdtap is started anew; receipts go on", zap.Error(err))
+	a.sending.Store(true) // so that receipts are
+	if a.webhooks != nil {
+		a.webhooks.SetCommitter(nil)
+	}
+	return nil
+}
+
 // notify takes notifications from the log to Sendbird until ctx ends, and returns when
 // the calls on their way are settled.
 func (a *app) notify(ctx context.Context, sends *store.Sends) error {
@@ -349,7 +366,11 @@ func (a *app) notify(ctx context.Context, sends *store.Sends) error {
 	defer client.Close()
 	s := sender.New(a.cfg.senderOptions(sends, client, a.log, a.registry))
 	a.sender.Store(s)
-	return s.Run(ctx)
+	if err := s.Run(ctx); err != nil && a.notSending(err) != nil {
+		return err
+	}
+	<-ctx.Done() // the others go on
+	return nil
 }
 
 // health is what keeps the process from making progress. Recovering is progress.
