@@ -519,3 +519,38 @@ func TestForbiddenUploadHostIsNeverCalled(t *testing.T) {
 		t.Errorf("status: %+v", st)
 	}
 }
+
+// A user who no longer fits the template when a held call is released, whose outcome is
+// unknown once more, is held with the others and counts once.
+func TestMisfitOfAReleaseCountsOnce(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(o *Options) { o.GatherWait = 100 * time.Millisecond })
+	r.fake.Script(sendbirdtest.Messages, sendbirdtest.Repeat(2, sendbirdtest.ResetAfterBody().NotTaking())...)
+	r.start()
+	us := users(0, 3)
+	us[1].Variables = sendbird.Variables{"name": sendbird.Image{URL: "https://example.com/p.png", Width: 1, Height: 1}}
+	r.ask("one", batch("Sale", us))
+	r.until("the call to be held", func(st Status) bool { return st.HeldCalls == 1 })
+	r.halt()
+	if err := r.fake.AddTemplate(`{"key":"sale","name":"Sale","version":1,"channels":[],"variable_schema":[{"key":"name","type":"string"}]}`); err != nil {
+		t.Fatal(err)
+	}
+	r.start()
+	held, err := ListHeld(t.Context(), r.sends)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []ModeStatus{{Held: 3}, {Sent: 2, Refused: 1}} {
+		if err := Decide(t.Context(), r.sends, held[0].ID, true); err != nil {
+			t.Fatal(err)
+		}
+		r.until("the order to be carried out", func(Status) bool {
+			waits, err := Ordered(t.Context(), r.sends, held[0].ID)
+			return err == nil && !waits
+		})
+		st := r.settled()
+		if m := st.Modes[ModeBatch]; m.Sent != want.Sent || m.Refused != want.Refused || m.Held != want.Held || st.Asked != 3 {
+			t.Errorf("status: %+v, want %+v", st, want)
+		}
+	}
+}

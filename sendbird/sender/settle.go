@@ -80,6 +80,7 @@ func (t *term) finished(c *call, out outcome) {
 func (t *term) decided(c *call, out *outcome, d counts) counts {
 	t.isCarriedOut(c.order)
 	if out.kind == callUnknown {
+		out.unsendable, out.misfits = nil, nil // they are held with the others
 		return counts{}
 	}
 	i := slices.IndexFunc(t.held, func(h heldCall) bool { return h.ID == c.released })
