@@ -74,6 +74,7 @@
 //	birdtap.json   the directory is birdtap's; "queue": true once all streams exist
 //	jetstream/     nats-server's own
 //	identities/    the daemon's copy of the identity map; may be deleted while none runs
+//	newest         where the queue ended at the guard's last look
 //	damaged/       copies of damaged bytes, at most 64 MiB; may be deleted
 //	nats.url       while a daemon runs: where commands reach its queue, with a random
 //	               token, on loopback; mode 0600

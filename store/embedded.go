@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -37,6 +38,8 @@ type embedded struct {
 	opts  Options
 	dir   *os.File // the lock
 	token string
+
+	newest atomic.Uint64 // as it stands in newestFile
 
 	mu     sync.Mutex
 	server *server.Server
@@ -127,7 +130,7 @@ func checkDir(dir string) error {
 	found := map[string]bool{}
 	for _, e := range entries {
 		switch found[e.Name()] = true; strings.TrimSuffix(e.Name(), newSuffix) {
-		case lockFile, markerFile, urlFile, identityDir, damagedDir, "jetstream", "lost+found":
+		case lockFile, markerFile, urlFile, newestFile, identityDir, damagedDir, "jetstream", "lost+found":
 		default:
 			foreign = append(foreign, e.Name())
 		}

@@ -241,6 +241,9 @@ func (s *Store) roomForFrame(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", errNoAnswer, err)
 	}
+	if s.embedded != nil {
+		s.embedded.noteNewest(info.State.LastSeq)
+	}
 	if !quorate(info.Cluster) {
 		return errNoQuorum
 	}

@@ -321,3 +321,28 @@ func TestCopiesOfDamageAreBounded(t *testing.T) {
 		t.Errorf("said: %v", logs.All())
 	}
 }
+
+// A file that was cut between two frames is whole. That there were more is known from the
+// guard's last look.
+func TestFileCutBetweenFramesIsSaid(t *testing.T) {
+	s := openStore(t)
+	frames(t, s, 10, 3)
+	if err := s.roomForFrame(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for cut, want := range map[int]int{10: 0, 9: 1, 4: 1} {
+		t.Run(fmt.Sprintf("behind frame %d", cut), func(t *testing.T) {
+			dir := crash(t, s.opts.DataDir)
+			edit(t, dir, s.names.receiptStream, func(data []byte) []byte {
+				return data[:append(begins(t, data), len(data))[cut]]
+			})
+			cutOff, logs := watched(t, dir)
+			if got := len(sequences(t, cutOff, cutOff.receipts)); got != cut {
+				t.Fatalf("%d frames, want %d", got, cut)
+			}
+			if got := logs.FilterMessageSnippet("ends before where it ended").Len(); got != want {
+				t.Errorf("said %d times, want %d: %v", got, want, logs.All())
+			}
+		})
+	}
+}

@@ -216,6 +216,9 @@ func (s *Store) checkLog(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if s.embedded != nil {
+		s.embedded.tellCut(last)
+	}
 	lastDead, err := lastSequence(ctx, s.dead)
 	if err != nil {
 		return err

@@ -118,7 +118,8 @@ func (p *program) rootCommand() *cobra.Command {
 It takes the receipts in as Sendbird sends them, puts them on disk before it says
 yes, and uploads them to CleverTap for as long as it takes. What CleverTap refuses
 is kept with the reason, to be looked at (birdtap dead) and sent again (birdtap
-relay --replay).
+relay --replay). The other way it sends the notifications that they belong to:
+CleverTap's webhooks, or a file (birdtap send), to Sendbird.
 
 It is configured by environment variables that begin with BIRDTAP_. The two that
 it cannot do without are BIRDTAP_CLEVERTAP_ACCOUNT_ID and

@@ -70,7 +70,7 @@ Exit code 0: all were sent to. 1: some were refused or are held, or it stopped b
   birdtap send --template sale --csv users.csv --event "Summer Sale" --target-id 123123
   birdtap send --template sale --csv users.csv --mode batch --priority high --push badge=1
   birdtap send --held
-  birdtap send --held --release 17
+  birdtap send --held --release 17-3
   birdtap send --unsent --json`,
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
