@@ -217,9 +217,26 @@ func TestSenderKilledAtEveryFailpoint(t *testing.T) {
 		s.settled()
 		s.daemon.kill()
 	}
+	// And while a decision of the operator's is carried out.
+	s.start(string(failpoint.HeldForgotten) + "=kill")
+	out, err := s.at.output("send", "--held", "--json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var held struct {
+		ID string `json:"id"`
+	}
+	if err := json.Unmarshal(bytes.SplitN(out, []byte("\n"), 2)[0], &held); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	_, _ = s.at.output("send", "--held", "--drop", held.ID) // the daemon may be gone before it has said so
+	reached(t, s.daemon, failpoint.HeldForgotten)
 	s.start("")
 	a := s.settled()
 	s.check(a)
+	if a.sum().Dropped == 0 {
+		t.Error("nobody was given up, though the operator dropped a call")
+	}
 	if a.Sends.HeldCalls == 0 {
 		t.Error("no call is held, though several were on their way when the daemon died")
 	}
