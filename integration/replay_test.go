@@ -28,6 +28,9 @@ const (
 	replayMemory = 100 << 20
 	// bulkEvent is the mistyped one that kills a whole campaign.
 	bulkEvent = "Bulk"
+	// bulkCampaigns it is in: a target id for each receipt would measure the figures of
+	// campaigns, and not the replay.
+	bulkCampaigns = 50
 )
 
 func lettersOf(t *testing.T) int {
@@ -62,7 +65,7 @@ func (b *bulk) judge(clevertaptest.Record) int {
 }
 
 func (b *bulk) record(r clevertaptest.Record) {
-	i, err := strconv.Atoi(r.TargetID)
+	i, err := strconv.Atoi(strings.TrimPrefix(r.Identity, "bulk-"))
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if r.Accepted && err == nil && i < len(b.times) {
@@ -121,7 +124,7 @@ func postBulk(door string, from int) error {
 		if i > from {
 			body.WriteByte(',')
 		}
-		fmt.Fprintf(&body, `{"identity":"bulk-%d","type":"event","evtName":%q,"evtData":{"status":"SENT","target_id":%d}}`, i, bulkEvent, i)
+		fmt.Fprintf(&body, `{"identity":"bulk-%d","type":"event","evtName":%q,"evtData":{"status":"SENT","target_id":%d}}`, i, bulkEvent, i%bulkCampaigns)
 	}
 	body.WriteString(`]}`)
 	req, err := http.NewRequest(http.MethodPost, "http://"+door+"/1/upload", &body)
