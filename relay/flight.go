@@ -41,7 +41,9 @@ type evidence struct {
 //     taken for bad, and after it the size doubles with every second call only.
 //
 // A lone record refused is dead only if there is evidence that CleverTap works: some
-// other call, begun after the first refusal of this batch, was accepted. Without it
+// other call, begun after the first refusal of this batch, was accepted before the call
+// with this record began: one that was refused just before CleverTap works again, and
+// whose answer comes late, goes once more. Without it
 // the destination is what is broken. Then nothing dies, the pace stops, and the record
 // is a suspect. The probes that follow take turns between everything behind it, or
 // ever smaller ends of that, and single records, so that whatever may still pass is
@@ -58,6 +60,7 @@ type flight struct {
 	left []span // the records without a verdict, in order; work goes on at the front
 	out  span   // the call on its way
 	call uint64 // its number
+	knew bool   // when it began there was evidence that CleverTap works
 
 	bad    int // the records up to here hold a culprit; 0 if none is known
 	stride int // records of the next call if none is
@@ -101,6 +104,7 @@ func newFlight(n int, ordered bool, e *evidence) *flight {
 func (f *flight) Next() (from, to int) {
 	f.evidence.begun++
 	f.call = f.evidence.begun
+	f.knew = f.proven(f.refusal)
 	if f.probing && f.proven(f.refusal) {
 		f.probing = false
 		f.bad, f.stride = f.left[0].from+1, 1
@@ -186,8 +190,9 @@ func (f *flight) blame(v verdict, s *step) {
 		f.bad, f.stride, f.hold, f.tries = 0, f.out.len()/2, 1, 0
 	case f.out.len() > 1:
 		f.bad, f.tries = f.out.to, 0
-	case v.meaning == unclear && f.proven(f.unclear), v.meaning == refused && f.proven(f.refusal):
+	case v.meaning == unclear && f.proven(f.unclear), v.meaning == refused && f.knew:
 		f.kill(v, s)
+	case v.meaning == refused && f.proven(f.refusal): // the same call once more
 	case v.meaning == refused:
 		f.probing, f.probes = true, 0
 		s.signal = stopping(v.signal)

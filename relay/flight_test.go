@@ -487,3 +487,25 @@ func TestWanderingPoisonEnds(t *testing.T) {
 		t.Fatalf("%d delivered in %d calls", y.count("delivered"), y.calls)
 	}
 }
+
+// A lone record is refused in the last moment of a destination that refuses everything;
+// before the answer is there, another call, begun later, is accepted. That says nothing
+// about the record: it goes once more.
+func TestLateRefusalKillsNothing(t *testing.T) {
+	for name, answer := range map[string]verdict{"400": badRequest, "413": tooLarge} {
+		var e evidence
+		f, other := newFlight(2, false, &e), newFlight(1, false, &e)
+		f.Next()
+		f.Answer(answer) // both: the first refusal
+		f.Next()
+		other.Next()
+		other.Answer(taken)
+		if s := f.Answer(answer); len(s.exceptions) > 0 { // the first of them, late
+			t.Errorf("%s: killed by a late refusal: %+v", name, s)
+		}
+		f.Next()
+		if s := f.Answer(answer); len(s.exceptions) != 1 {
+			t.Errorf("%s: refused while others are accepted, and not dead: %+v", name, s)
+		}
+	}
+}
