@@ -9,6 +9,7 @@ import (
 	"strconv"
 
 	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
@@ -73,7 +74,7 @@ func (d pagesOf) subject(page int) string {
 // read returns an empty page where there is none. One that does not decode is told, and
 // counts as empty: receipts must not wait for their statistics.
 func (d pagesOf) read(ctx context.Context, page int) (campaignPage, error) {
-	msg, err := d.store.state.GetLastMsgForSubject(ctx, d.subject(page))
+	msg, err := d.store.lastMsg(ctx, d.store.state, d.subject(page))
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return campaignPage{}, nil
 	}
@@ -108,15 +109,27 @@ func (s *Store) RelayCampaigns(ctx context.Context) ([]Campaign, error) {
 	})
 }
 
+// senderFormat is the newest format of the sender's checkpoint whose campaigns are known.
+const senderFormat = 1
+
 // SenderCampaigns are the users per campaign, exact as of one checkpoint of the sender:
 // that is JSON, and its member "campaigns" a CampaignChanges.
 func (s *Store) SenderCampaigns(ctx context.Context) ([]Campaign, error) {
 	return readCampaigns(ctx, pagesOf{s, CampaignsOfSender}, func(ctx context.Context) (CampaignChanges, error) {
+		var raw jsontext.Value
+		if rev, err := s.readState(ctx, s.names.sender, &raw); rev == 0 || err != nil {
+			return CampaignChanges{}, err
+		}
+		if err := NewerFormat(raw, senderFormat); err != nil {
+			return CampaignChanges{}, fmt.Errorf("checkpoint of the sender %w", err)
+		}
 		var cp struct {
 			Campaigns CampaignChanges `json:"campaigns"`
 		}
-		_, err := s.readState(ctx, s.names.sender, &cp)
-		return cp.Campaigns, err
+		if err := json.Unmarshal(raw, &cp); err != nil {
+			return CampaignChanges{}, fmt.Errorf("%w: checkpoint of the sender: %w", ErrCorrupt, err)
+		}
+		return cp.Campaigns, nil
 	})
 }
 

@@ -75,6 +75,9 @@ func encodeCheckpoint(cp Checkpoint) ([]byte, error) {
 }
 
 func decodeCheckpoint(data []byte) (Checkpoint, error) {
+	if err := NewerFormat(data, checkpointFormat); err != nil {
+		return Checkpoint{}, fmt.Errorf("checkpoint %w", err)
+	}
 	var cp Checkpoint
 	if err := json.Unmarshal(data, &cp); err != nil {
 		return Checkpoint{}, fmt.Errorf("%w: checkpoint: %w", ErrCorrupt, err)
@@ -86,6 +89,19 @@ func decodeCheckpoint(data []byte) (Checkpoint, error) {
 		return Checkpoint{}, err
 	}
 	return cp, nil
+}
+
+// NewerFormat returns ErrNewer if data is JSON whose member "format" is above the one
+// that its reader knows. Nothing else is asked of it: what a later version writes may be
+// of any other shape.
+func NewerFormat(data []byte, known int) error {
+	var is struct {
+		Format int `json:"format"`
+	}
+	if err := json.Unmarshal(data, &is); err == nil && is.Format > known {
+		return fmt.Errorf("%w: format %d, this one reads up to %d", ErrNewer, is.Format, known)
+	}
+	return nil
 }
 
 // check tells what about a checkpoint cannot be.
@@ -105,7 +121,7 @@ func (cp *Checkpoint) check() error {
 // ReadCheckpoint returns the checkpoint and its revision, as the stream's leader
 // has them; revision 0 means that none was ever written.
 func (s *Store) ReadCheckpoint(ctx context.Context) (Checkpoint, uint64, error) {
-	msg, err := s.state.GetLastMsgForSubject(ctx, s.names.relay)
+	msg, err := s.lastMsg(ctx, s.state, s.names.relay)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return Checkpoint{Floor: 1}, 0, nil
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/nats-io/nats.go"
 )
 
 func fullCheckpoint() Checkpoint {
@@ -58,7 +59,7 @@ func TestNonsensicalCheckpointIsRefused(t *testing.T) {
 	for name, data := range map[string]string{
 		"nothing":          ``,
 		"no object":        `[]`,
-		"another format":   `{"format":2,"floor":1}`,
+		"another format":   `{"format":-1,"floor":1}`,
 		"no format":        `{"floor":1}`,
 		"no floor":         `{"format":1}`,
 		"no such floor":    `{"format":1,"floor":18446744073709551615}`,
@@ -77,6 +78,57 @@ func TestNonsensicalCheckpointIsRefused(t *testing.T) {
 	}
 }
 
+// Of a format to come nothing is known but its number. It is not damaged: an older one in
+// its place would have everything since then delivered again.
+func TestCheckpointOfANewerFormatIsNotDamaged(t *testing.T) {
+	for _, data := range []string{`{"format":2,"floor":1}`, `{"format":2}`, `{"format":7,"term":"seven","floor":[1],"settled":1}`} {
+		if _, err := decodeCheckpoint([]byte(data)); !errors.Is(err, ErrNewer) || errors.Is(err, ErrCorrupt) {
+			t.Errorf("%s: got %v", data, err)
+		}
+	}
+}
+
+// After a step back to an older birdtap its doors open, and its account says what does not
+// hang on the checkpoint, which stays as it is.
+func TestQueueOpensWithANewerCheckpoint(t *testing.T) {
+	dir := t.TempDir()
+	s := openStore(t, on(dir))
+	mustCommit(t, s, receipts(0, 10)...)
+	mustBury(t, s, letters(0, 3, "512")...)
+	settleAll(t, s, 1, func(*Checkpoint) {})
+	newer := []byte(`{"format":2,"of":"a later version"}`)
+	if _, err := s.publish(t.Context(), &nats.Msg{Subject: s.names.relay, Data: newer}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		mustClose(t, s)
+		s = openStore(t, on(dir))
+		mustCommit(t, s, receipts(10, 1)...)
+		st, err := s.Status(t.Context())
+		if !errors.Is(err, ErrNewer) || st.Dead != 3 || st.DeadByReason["512"] != 3 {
+			t.Errorf("got %+v, %v", st, err)
+		}
+		msg, err := s.state.GetLastMsgForSubject(t.Context(), s.names.relay)
+		if err != nil || !bytes.Equal(msg.Data, newer) {
+			t.Fatalf("the checkpoint is %s, %v", msg.Data, err)
+		}
+	}
+}
+
+// The sender's campaigns are told of no checkpoint whose format is not known, whatever
+// its shape.
+func TestCampaignsOfANewerSender(t *testing.T) {
+	s := openStore(t)
+	for _, newer := range []string{`{"format":2,"campaigns":{}}`, `{"format":3,"campaigns":"elsewhere"}`} {
+		if _, err := s.publish(t.Context(), &nats.Msg{Subject: s.names.sender, Data: []byte(newer)}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.SenderCampaigns(t.Context()); !errors.Is(err, ErrNewer) || errors.Is(err, ErrCorrupt) {
+			t.Errorf("%s: got %v", newer, err)
+		}
+	}
+}
+
 func FuzzCheckpoint(f *testing.F) {
 	data, err := encodeCheckpoint(fullCheckpoint())
 	if err != nil {
@@ -87,7 +139,7 @@ func FuzzCheckpoint(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		cp, err := decodeCheckpoint(data)
 		if err != nil {
-			if !errors.Is(err, ErrCorrupt) {
+			if !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrNewer) {
 				t.Fatalf("got %v", err)
 			}
 			return

@@ -211,15 +211,17 @@ func (s *Store) Commit(ctx context.Context, receipts []Receipt) error {
 	return s.committer.commit(ctx, receipts)
 }
 
-// publishFrame stores one frame on the queue.
-func (s *Store) publishFrame(m *nats.Msg) error {
+// publishFrame stores one frame on the queue, for somebody who waits at a door.
+func (s *Store) publishFrame(m *nats.Msg) error { return s.storeFrame(m, doorPatience) }
+
+func (s *Store) storeFrame(m *nats.Msg, p patience) error {
 	if err := s.guard.refuse(); err != nil {
 		return err
 	}
 	m.Subject = s.names.receipts
 	s.committing.Store(true)
 	defer s.committing.Store(false)
-	ack, err := s.publishSurely(s.life, m)
+	ack, err := s.publishSurely(s.life, m, p)
 	s.guard.committed(err)
 	if err != nil {
 		return fmt.Errorf("commit frame: %w", err)
@@ -228,12 +230,29 @@ func (s *Store) publishFrame(m *nats.Msg) error {
 	return nil
 }
 
+// patience is how long somebody waits for an answer of a cluster, and for a connection;
+// one who has had enough is told after the try that goes on.
+type patience struct {
+	answer, connection time.Duration
+	enough             <-chan struct{}
+}
+
+var doorPatience = patience{answer: publishDeadline, connection: connectWait}
+
+// commandPatience is that of a command, which has time for an election. It is not as long
+// as copyWindow: what goes again after that would be stored twice.
+func commandPatience(ctx context.Context) patience {
+	return patience{answer: commandWait, connection: commandWait, enough: ctx.Done()}
+}
+
+const commandWait = 30 * time.Second
+
 // publishSurely is publish, and in a cluster again while there is no answer.
-func (s *Store) publishSurely(ctx context.Context, m *nats.Msg) (*jetstream.PubAck, error) {
+func (s *Store) publishSurely(ctx context.Context, m *nats.Msg, p patience) (*jetstream.PubAck, error) {
 	if s.opts.NATSURL == "" { // embedded, if in another process of this machine
 		return s.publish(ctx, m)
 	}
-	ctx, cancel := context.WithTimeout(ctx, publishDeadline)
+	ctx, cancel := context.WithTimeout(ctx, p.answer)
 	defer cancel()
 	began := time.Now()
 	m.Header[jetstream.MsgIDHeader] = []string{rand.Text()}
@@ -242,12 +261,14 @@ func (s *Store) publishSurely(ctx context.Context, m *nats.Msg) (*jetstream.PubA
 		ack, err := s.publish(try, m)
 		cancel()
 		again := errors.Is(err, ErrTimeout) || errors.Is(err, jetstream.ErrNoStreamResponse) || apiCode(err) == codeCopyUnderWay ||
-			errors.Is(err, nats.ErrReconnectBufExceeded) && time.Since(began) < connectWait
+			errors.Is(err, nats.ErrReconnectBufExceeded) && time.Since(began) < p.connection
 		if !again {
 			return ack, err
 		}
 		select {
 		case <-time.After(publishRetry):
+		case <-p.enough:
+			return nil, ErrTimeout
 		case <-ctx.Done():
 			return nil, ErrTimeout
 		}

@@ -21,7 +21,7 @@ import (
 // it may have held frames. The server keeps older ones for a while, behind an index that
 // shows the newest only: it finds them when it has to build that index anew.
 func (s *Store) restoreCheckpoint(ctx context.Context) (Checkpoint, uint64, error) {
-	last, err := lastSequence(ctx, s.receipts)
+	last, err := s.lastSequence(ctx, s.receipts)
 	if err != nil || last == 0 {
 		return Checkpoint{Floor: 1}, 0, err
 	}

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -130,21 +129,21 @@ func (s *Store) Bury(ctx context.Context, letters []Letter) (uint64, error) {
 		}
 		size += int64(letterSize(&letters[i]))
 	}
-	info, err := s.dead.Info(ctx)
+	info, err := s.infoOf(ctx, s.dead)
 	if err != nil {
 		return 0, fmt.Errorf("look up stream %s: %w", s.names.deadStream, err)
 	}
 	if limit := info.Config.MaxBytes; limit > 0 && int64(info.State.Bytes)+size > limit-deadSpareBytes { //nolint:gosec // bytes on a disk
 		return 0, fmt.Errorf("store dead letters: %w (%s)", ErrFull, s.names.dead)
 	}
-	return s.bury(ctx, letters)
+	return s.bury(ctx, letters, doorPatience)
 }
 
 // bury may use the spare bytes, too.
-func (s *Store) bury(ctx context.Context, letters []Letter) (uint64, error) {
+func (s *Store) bury(ctx context.Context, letters []Letter, p patience) (uint64, error) {
 	var last uint64
 	for _, msg := range s.letterMsgs(letters) {
-		ack, err := s.publish(ctx, msg)
+		ack, err := s.publishSurely(ctx, msg, p)
 		if err != nil {
 			return 0, fmt.Errorf("store dead letters: %w", err)
 		}
@@ -214,7 +213,7 @@ func (s *Store) deadMessages(ctx context.Context, from uint64, fn func(deadMessa
 func (s *Store) LettersSince(ctx context.Context, deadSeq, floor uint64) (map[Place]bool, uint64, error) {
 	places := map[Place]bool{}
 	last := deadSeq
-	end, err := lastSequence(ctx, s.receipts)
+	end, err := s.lastSequence(ctx, s.receipts)
 	if err != nil {
 		return nil, last, err
 	}
@@ -273,7 +272,7 @@ func (s *Store) takeLetters(ctx context.Context, choose func(*Letter) bool, limi
 // message. A context that ends meanwhile does not keep it from that: the letters are
 // taken already and would stand twice.
 func (s *Store) removeLetters(ctx context.Context, m deadMessage, indices []int) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commandWait)
 	defer cancel()
 	var rest []Letter
 	for i, l := range m.letters {
@@ -283,20 +282,36 @@ func (s *Store) removeLetters(ctx context.Context, m deadMessage, indices []int)
 		}
 		rest = append(rest, l)
 	}
-	if _, err := s.bury(ctx, rest); err != nil {
+	if _, err := s.bury(ctx, rest, commandPatience(ctx)); err != nil {
 		return err
 	}
 	failpoint.Here(failpoint.LettersKept)
-	if err := s.dead.DeleteMsg(ctx, m.seq); err != nil {
-		if _, gone := s.dead.GetMsg(ctx, m.seq); errors.Is(gone, jetstream.ErrMsgNotFound) {
-			return nil // another command was faster
-		}
+	if err := s.removeDead(context.WithoutCancel(ctx), m.seq); err != nil {
 		return fmt.Errorf("remove dead letters, message %d: %w", m.seq, err)
 	}
 	return nil
 }
 
-const removeTimeout = 10 * time.Second
+// removeDead removes a message. That it is gone already is as good: another command was
+// faster, or an earlier try of this one.
+func (s *Store) removeDead(ctx context.Context, seq uint64) error {
+	ctx, cancel := context.WithTimeout(ctx, commandWait)
+	defer cancel()
+	_, err := askFor(ctx, s, commandWait, func(ctx context.Context) (struct{}, error) {
+		err := s.dead.DeleteMsg(ctx, seq)
+		if errors.Is(err, jetstream.ErrMsgDeleteUnsuccessful) { // it does not tell why
+			_, is := s.dead.GetMsg(ctx, seq)
+			switch {
+			case errors.Is(is, jetstream.ErrMsgNotFound):
+				err = nil
+			case is != nil:
+				err = is
+			}
+		}
+		return struct{}{}, err
+	})
+	return err
+}
 
 // Purge gives up the dead letters that choose picks, at most limit of them (0 = all),
 // and returns how many. They are counted as purged before they go, so that a count

@@ -84,7 +84,9 @@
 // missing stream, a log that ends before what the checkpoint says is settled are errors
 // that name the way out. What is damaged and leaves the rest usable is told as an error in
 // the log at the start, or when it is read, and the rest flows: frames or dead letters
-// that are missing, a checkpoint that does not read.
+// that are missing, a checkpoint that does not read. What a newer birdtap has written is
+// not damaged: frames, letters and checkpoints of a later format stay as they are until
+// that version runs again, and nothing is delivered from an older checkpoint meanwhile.
 //
 // After a crash nats-server cuts a file at the first message that is not whole, silently.
 // So the files are read before it does, see repair.go: a damaged message is lost and told

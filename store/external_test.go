@@ -199,6 +199,56 @@ func TestCommitGoesAgainWhereItHadNoAnswer(t *testing.T) {
 	wantEqual(t, "receipts", len(stored(t, s)), 4)
 }
 
+// A replay outlasts an election, and gives the queue nothing twice; who has had enough of
+// it is told, and finds the letters where they were.
+func TestReplayOutlastsSilence(t *testing.T) {
+	t.Parallel()
+	ns := startServer(t, serverOptions(t))
+	s := openStore(t, external(ns))
+	mustBury(t, s, letters(0, 3, "512")...)
+	const lost = "lost"
+	gone, err := s.nc.SubscribeSync(lost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ns.GlobalAccount().AddMapping(s.names.receipts, lost); err != nil {
+		t.Fatal(err)
+	}
+	replay := func(ctx context.Context) chan error {
+		done := make(chan error, 1)
+		go func() {
+			_, err := s.Replay(ctx, ReplayOptions{Choose: func(*Letter) bool { return true }})
+			done <- err
+		}()
+		return done
+	}
+	tries := func(n int) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		for range n {
+			if _, err := gone.NextMsgWithContext(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	ctx, enough := context.WithCancel(t.Context())
+	done := replay(ctx)
+	tries(1)
+	enough()
+	wantErr(t, <-done, ErrTimeout)
+	wantEqual(t, "letters", len(buried(t, s)), 3)
+
+	done = replay(t.Context())
+	tries(int(publishDeadline/answerWait) + 2) // more than a door would wait
+	ns.GlobalAccount().RemoveMapping(s.names.receipts)
+	if err := <-done; err != nil {
+		t.Errorf("replay: %v", err)
+	}
+	wantEqual(t, "letters", len(buried(t, s)), 0)
+	wantEqual(t, "receipts", len(stored(t, s)), 3)
+}
+
 // Close does not wait for ever for a server that does not answer.
 func TestCloseGivesUpOnADeadServer(t *testing.T) {
 	t.Parallel()
@@ -224,7 +274,7 @@ func TestUnreachableServerIsRefused(t *testing.T) {
 	url := ns.ClientURL()
 	stopServer(ns)
 	_, err := tryOpen(t, func(o *Options) { o.NATSURL = url })
-	if err == nil || !strings.Contains(err.Error(), "connect to the queue") {
+	if err == nil || !strings.Contains(err.Error(), "connect to the queue at BIRDTAP_NATS_URL") {
 		t.Errorf("got %v", err)
 	}
 }

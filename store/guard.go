@@ -49,6 +49,7 @@ type guard struct {
 	// commit is what the last commit found, until a look finds all well: then the
 	// next commit may try.
 	commit error
+	stored bool // there was a commit since the last look began, and the last one succeeded
 
 	// Of run alone.
 	answer    chan finding // of the look under way; nil if there is none
@@ -91,8 +92,8 @@ func (g *guard) run() {
 // hangs holds the answer back for as long as it likes.
 func (g *guard) look() {
 	if g.answer == nil {
-		answer := make(chan finding, 1)
-		go func() { answer <- g.store.look(g.store.life) }()
+		answer, within := make(chan finding, 1), g.within()
+		go func() { answer <- g.store.look(g.store.life, within) }()
 		g.answer, g.asked = answer, time.Now()
 	}
 	timer := time.NewTimer(guardTimeout)
@@ -179,6 +180,20 @@ func (g *guard) committed(err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.commit = err
+	g.stored = err == nil
+}
+
+// within is how late the followers of a leader may be for the look that begins. After
+// trouble they may not be, unless commits succeed: then they only are slow.
+func (g *guard) within() time.Duration {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	stored := g.stored
+	g.stored = false
+	if stored || g.found.ready == nil && g.commit == nil {
+		return unseenFor
+	}
+	return seenAgain
 }
 
 func (g *guard) ready() error {
@@ -215,8 +230,9 @@ func (s *Store) Healthy() error { return s.guard.health() }
 // It is never closed.
 func (s *Store) Failed() <-chan error { return s.guard.failed }
 
-// look finds out whether a frame would be stored now.
-func (s *Store) look(ctx context.Context) finding {
+// look finds out whether a frame would be stored now, with nodes of a cluster that were
+// heard of within that time.
+func (s *Store) look(ctx context.Context, within time.Duration) finding {
 	ctx, cancel := context.WithTimeout(ctx, guardTimeout)
 	defer cancel()
 	var f finding
@@ -231,20 +247,23 @@ func (s *Store) look(ctx context.Context) finding {
 	case f.health != nil:
 		f.ready = f.health
 	default:
-		f.ready = s.roomForFrame(ctx)
+		f.ready = s.roomForFrame(ctx, within)
 	}
 	return f
 }
 
-func (s *Store) roomForFrame(ctx context.Context) error {
+func (s *Store) roomForFrame(ctx context.Context, within time.Duration) error {
 	info, err := s.receipts.Info(ctx)
-	if err != nil {
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return errNoAnswer
+	case err != nil:
 		return fmt.Errorf("%w: %w", errNoAnswer, err)
 	}
 	if s.embedded != nil {
 		s.embedded.noteNewest(info.State.LastSeq)
 	}
-	if !quorate(info.Cluster) {
+	if !quorate(info.Cluster, within) {
 		return errNoQuorum
 	}
 	if limit := info.Config.MaxBytes; limit > 0 && int64(info.State.Bytes)+maxFrameBytes >= limit { //nolint:gosec // bytes on a disk
@@ -253,19 +272,23 @@ func (s *Store) roomForFrame(ctx context.Context) error {
 	return nil
 }
 
-// unseenFor is how long a node of a cluster may not have been heard of. The leader hears
-// of each once a second.
-const unseenFor = 5 * time.Second
+// The leader hears of each node of a cluster once a second. One may be late; but when
+// nothing could be stored just now, all has to be as it should before that is over: a
+// leader that is alone goes on answering for ten seconds and more.
+const (
+	unseenFor = 5 * time.Second
+	seenAgain = 2 * time.Second
+)
 
-// quorate tells whether the leader of a stream hears of so many others that it can store
-// anything. One that is alone goes on answering for ten seconds and more.
-func quorate(c *jetstream.ClusterInfo) bool {
+// quorate tells whether the leader of a stream has heard of so many others, within that
+// time, that it can store anything.
+func quorate(c *jetstream.ClusterInfo, within time.Duration) bool {
 	if c == nil {
 		return true
 	}
 	heard := 1 // itself
 	for _, r := range c.Replicas {
-		if !r.Offline && r.Active < unseenFor {
+		if !r.Offline && r.Active < within {
 			heard++
 		}
 	}

@@ -58,22 +58,46 @@ func TestReadinessWithoutQuorum(t *testing.T) {
 	here := &jetstream.PeerInfo{Active: time.Second}
 	silent := &jetstream.PeerInfo{Active: unseenFor}
 	gone := &jetstream.PeerInfo{Offline: true}
+	late := &jetstream.PeerInfo{Active: seenAgain}
 	for name, test := range map[string]struct {
 		cluster *jetstream.ClusterInfo
-		want    bool
+		want    bool // while all was well
+		again   bool // when nothing could be stored just now
 	}{
-		"no cluster":          {nil, true},
-		"one replica":         {&jetstream.ClusterInfo{}, true},
-		"all here":            {&jetstream.ClusterInfo{Replicas: []*jetstream.PeerInfo{here, here}}, true},
-		"one of three gone":   {&jetstream.ClusterInfo{Replicas: []*jetstream.PeerInfo{here, gone}}, true},
-		"one of three silent": {&jetstream.ClusterInfo{Replicas: []*jetstream.PeerInfo{silent, here}}, true},
-		"two of three away":   {&jetstream.ClusterInfo{Replicas: []*jetstream.PeerInfo{gone, silent}}, false},
-		"one of two away":     {&jetstream.ClusterInfo{Replicas: []*jetstream.PeerInfo{silent}}, false},
+		"no cluster":          {nil, true, true},
+		"one replica":         {&jetstream.ClusterInfo{}, true, true},
+		"all here":            {&jetstream.ClusterInfo{Replicas: []*jetstream.PeerInfo{here, here}}, true, true},
+		"one of three gone":   {&jetstream.ClusterInfo{Replicas: []*jetstream.PeerInfo{here, gone}}, true, true},
+		"one of three silent": {&jetstream.ClusterInfo{Replicas: []*jetstream.PeerInfo{silent, here}}, true, true},
+		"two of three late":   {&jetstream.ClusterInfo{Replicas: []*jetstream.PeerInfo{late, late}}, true, false},
+		"two of three away":   {&jetstream.ClusterInfo{Replicas: []*jetstream.PeerInfo{gone, silent}}, false, false},
+		"one of two away":     {&jetstream.ClusterInfo{Replicas: []*jetstream.PeerInfo{silent}}, false, false},
 	} {
-		if got := quorate(test.cluster); got != test.want {
-			t.Errorf("%s: %v, want %v", name, got, test.want)
-		}
+		wantEqual(t, name, quorate(test.cluster, unseenFor), test.want)
+		wantEqual(t, name+", again", quorate(test.cluster, seenAgain), test.again)
 	}
+}
+
+// What was stored before the trouble, or by a commit that is not the last, says nothing of
+// whether a leader still has followers.
+func TestHowLateFollowersMayBe(t *testing.T) {
+	t.Parallel()
+	g := &guard{}
+	step := func(what string, want time.Duration, outcomes ...error) {
+		t.Helper()
+		for _, err := range outcomes {
+			g.committed(err)
+		}
+		wantEqual(t, what, g.within(), want)
+	}
+	step("all is well", unseenFor, nil, nil)
+	step("a commit fails", seenAgain, ErrTimeout)
+	step("it goes on", seenAgain)
+	step("one succeeds and the next fails", seenAgain, nil, ErrTimeout)
+	g.found.ready = errNoQuorum
+	step("a look finds trouble", seenAgain)
+	step("commits succeed all the same", unseenFor, ErrTimeout, nil)
+	step("none since then", seenAgain)
 }
 
 func TestReadinessOfALowDisk(t *testing.T) {

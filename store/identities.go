@@ -133,7 +133,7 @@ func (s *Store) identityStream(ctx context.Context) (jetstream.Stream, error) {
 	defer cancel()
 	var stream jetstream.Stream
 	err := s.denied.unless(ctx, func(ctx context.Context) (err error) {
-		stream, err = s.js.Stream(ctx, s.names.identityStream())
+		stream, err = lookUp(ctx, s, func(ctx context.Context) (jetstream.Stream, error) { return s.js.Stream(ctx, s.names.identityStream()) })
 		return err
 	})
 	switch {

@@ -11,8 +11,8 @@ import (
 )
 
 func (s *Store) createStream(ctx context.Context, want jetstream.StreamConfig) (stream jetstream.Stream, err error) {
-	err = s.denied.unless(ctx, func(ctx context.Context) error {
-		stream, err = s.js.CreateStream(ctx, want)
+	err = s.denied.unless(ctx, func(ctx context.Context) (err error) {
+		stream, err = askFor(ctx, s, makeWithin, func(ctx context.Context) (jetstream.Stream, error) { return s.js.CreateStream(ctx, want) })
 		return err
 	})
 	if errors.Is(err, errDenied) {
@@ -25,8 +25,8 @@ func (s *Store) createStream(ctx context.Context, want jetstream.StreamConfig) (
 }
 
 func (s *Store) updateStream(ctx context.Context, config jetstream.StreamConfig) (stream jetstream.Stream, err error) {
-	err = s.denied.unless(ctx, func(ctx context.Context) error {
-		stream, err = s.js.UpdateStream(ctx, config)
+	err = s.denied.unless(ctx, func(ctx context.Context) (err error) {
+		stream, err = askFor(ctx, s, makeWithin, func(ctx context.Context) (jetstream.Stream, error) { return s.js.UpdateStream(ctx, config) })
 		return err
 	})
 	if err != nil {

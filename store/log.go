@@ -48,23 +48,31 @@ type FrameInfo struct {
 const (
 	headerSize = "Nats-Msg-Size" // set by the server where only headers are delivered
 
-	// How many messages the client may buffer between the server and Next. Whole
-	// ones may be of 512 KiB each. A limit in bytes would cost a buffer of a million
-	// places for every consumer, or not bound what is buffered.
-	readAheadWhole   = 12
-	readAheadHeaders = 2000
+	// What the client may buffer between the server and Next: so many messages, asked for in
+	// portions of so many bytes. The next portion is asked for when half of the messages
+	// were read, so two are in memory at most. (A limit in bytes alone would cost a buffer
+	// of a million places for every consumer.)
+	readAhead      = 500
+	readAheadBytes = 3 * maxFrameBytes
 	// stallAfter is how long nothing may come although the queue has more, before
 	// the consumer is built anew.
 	stallAfter  = 2 * time.Second
 	scanTimeout = 10 * time.Second
 	// firstWait is how long a consumer in a cluster may take for its first message. What
 	// asks for that gets lost when it reaches a node before the news of the consumer does.
-	firstWait = 500 * time.Millisecond
-	// buildTimeout is how long a reader waits for a consumer in a cluster, which places
-	// it anew each time, and may have placed it on a node that has just died.
+	firstWait = 250 * time.Millisecond
+	// buildTimeout is how long a reader waits for a consumer in a cluster, half of it the
+	// first time: it is placed anew each time, and may have been placed on a node that has
+	// just died; and who leads next does not know what the last leader was asked. After
+	// patientAfter tries it is not that: the cluster is slow, and given its time.
 	buildTimeout = time.Second
+	patientAfter = 10
+	// heartbeat is how often a consumer in a cluster says that it lives when it has
+	// nothing else to say; when two are missing it is built anew. Not less: the library
+	// takes no less.
+	heartbeat    = 500 * time.Millisecond
 	consumeRetry = 250 * time.Millisecond
-	consumerIdle = 5 * time.Minute // the server forgets a consumer that asks for nothing
+	consumerIdle = time.Minute // the server forgets a consumer that asks for nothing
 	consumerEnd  = time.Second
 )
 
@@ -153,7 +161,7 @@ func (r *Reader) fromMemory(ctx context.Context) (Frame, bool, error) {
 func (r *Reader) more(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, stallAfter)
 	defer cancel()
-	last, err := lastSequence(ctx, r.stream)
+	last, err := r.store.lastSequence(ctx, r.stream)
 	return err != nil || last >= r.next
 }
 
@@ -197,6 +205,8 @@ type source struct {
 	silence  *time.Timer
 	patience time.Duration // how long nothing may come
 	silent   bool          // the last consumer has delivered nothing
+	tries    int           // to build one, since one was built in good time and delivered
+	slow     bool          // the last one took longer to build than the first tries give it
 	warned   bool
 }
 
@@ -232,6 +242,7 @@ func (s *source) message(ctx context.Context) (jetstream.Msg, *jetstream.MsgMeta
 			}
 			s.order, s.next, s.warned = meta.Sequence.Consumer, meta.Sequence.Stream+1, false
 			s.patience, s.silent = stallAfter, false
+			s.works()
 			return msg, meta, nil
 		}
 		if err := s.mind(ctx, err); err != nil {
@@ -313,7 +324,7 @@ func (s *source) mind(ctx context.Context, err error) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, stallAfter)
 	defer cancel()
-	info, err := s.stream.Info(ctx)
+	info, err := s.store.infoOf(ctx, s.stream)
 	switch {
 	case err != nil && s.scan:
 		return err
@@ -324,11 +335,7 @@ func (s *source) mind(ctx context.Context, err error) error {
 }
 
 func (s *source) consume(ctx context.Context) error {
-	timeout := scanTimeout
-	if !s.scan && s.store.embedded == nil {
-		timeout = buildTimeout
-	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	ctx, cancel := context.WithTimeout(ctx, s.buildWithin())
 	defer cancel()
 	config := jetstream.ConsumerConfig{
 		AckPolicy:         jetstream.AckNonePolicy,
@@ -339,10 +346,12 @@ func (s *source) consume(ctx context.Context) error {
 		Replicas:          1,
 		InactiveThreshold: consumerIdle,
 	}
+	began := time.Now()
 	consumer, err := s.stream.CreateConsumer(ctx, config)
 	if err != nil {
 		return err
 	}
+	s.slow = time.Since(began) > buildTimeout
 	info := consumer.CachedInfo()
 	s.consumer, s.order = info.Name, 0
 	s.next = max(s.next, info.Delivered.Stream+1)
@@ -350,13 +359,17 @@ func (s *source) consume(ctx context.Context) error {
 		s.stop(ctx)
 		return errEnd
 	}
-	s.messages, err = consumer.Messages(jetstream.PullMaxMessages(s.readAhead()))
+	pull := []jetstream.PullMessagesOpt{jetstream.PullMaxMessagesWithBytesLimit(readAhead, s.store.portion())}
+	if s.store.clustered() {
+		pull = append(pull, jetstream.PullHeartbeat(heartbeat))
+	}
+	s.messages, err = consumer.Messages(pull...)
 	if err != nil {
 		s.stop(ctx)
 		return err
 	}
 	s.patience = stallAfter
-	if s.store.embedded == nil && info.NumPending > 0 && !s.silent {
+	if s.store.clustered() && info.NumPending > 0 && !s.silent {
 		s.patience = firstWait // once: it may be slow
 	}
 	s.silent = true
@@ -365,15 +378,35 @@ func (s *source) consume(ctx context.Context) error {
 	return nil
 }
 
-func (s *source) readAhead() int {
-	if s.headersOnly {
-		return readAheadHeaders
+// portion is how many bytes are asked for at once: no message may be larger, or it would
+// never come. birdtap writes none of a megabyte, but others may have rights.
+func (s *Store) portion() int {
+	return max(readAheadBytes, int(s.nc.MaxPayload())+64<<10)
+}
+
+// buildWithin is how long the next consumer may take to be built.
+func (s *source) buildWithin() time.Duration {
+	s.tries++
+	switch {
+	case s.scan || !s.store.clustered() || s.tries > patientAfter:
+		return scanTimeout
+	case s.tries == 1:
+		return buildTimeout / 2
+	default:
+		return buildTimeout
 	}
-	return readAheadWhole
+}
+
+// works notes that the consumer delivers.
+func (s *source) works() {
+	if !s.slow {
+		s.tries = 0
+	}
 }
 
 // stop ends the consumer, and removes it from the server, which would keep it for
-// consumerIdle, even when ctx has ended. It may be called twice.
+// consumerIdle, even when ctx has ended. In a cluster nobody waits for that: the node that
+// has to answer may be the one that has died. It may be called twice.
 func (s *source) stop(ctx context.Context) {
 	if s.messages != nil {
 		close(s.halt)
@@ -383,19 +416,29 @@ func (s *source) stop(ctx context.Context) {
 		}
 		s.messages = nil
 	}
-	if s.consumer != "" && s.store.nc.IsConnected() {
+	name := s.consumer
+	s.consumer = ""
+	if name == "" || !s.store.nc.IsConnected() {
+		return
+	}
+	remove := func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), consumerEnd)
 		defer cancel()
-		_ = s.stream.DeleteConsumer(ctx, s.consumer)
+		_ = s.stream.DeleteConsumer(ctx, name)
 	}
-	s.consumer = ""
+	switch {
+	case !s.store.clustered():
+		remove()
+	case s.store.life.Err() == nil: // or the server forgets it by itself
+		s.store.removals.Go(remove)
+	}
 }
 
 // ScanFrames calls fn for every frame from sequence from to the newest, without
 // reading its receipts, and returns the sequence behind the newest one. A frame that
 // is being committed meanwhile may be left to the next scan.
 func (s *Store) ScanFrames(ctx context.Context, from uint64, fn func(FrameInfo)) (uint64, error) {
-	end, err := lastSequence(ctx, s.receipts)
+	end, err := s.lastSequence(ctx, s.receipts)
 	if err != nil {
 		return from, err
 	}
@@ -445,7 +488,7 @@ func storedSize(subject int, h nats.Header, payload int) int64 {
 func (s *Store) scan(ctx context.Context, stream jetstream.Stream, name string, from uint64, headersOnly bool,
 	fn func(jetstream.Msg, *jetstream.MsgMetadata) error,
 ) (uint64, error) {
-	info, err := stream.Info(ctx)
+	info, err := s.infoOf(ctx, stream)
 	if err != nil {
 		return from, fmt.Errorf("look up stream %s: %w", name, err)
 	}
@@ -486,7 +529,7 @@ func headerInt(h nats.Header, name string) int {
 
 // FrameTime returns when a frame was stored, and false if there is no such frame.
 func (s *Store) FrameTime(ctx context.Context, seq uint64) (time.Time, bool, error) {
-	msg, err := s.receipts.GetMsg(ctx, seq)
+	msg, err := lookUp(ctx, s, func(ctx context.Context) (*jetstream.RawStreamMsg, error) { return s.receipts.GetMsg(ctx, seq) })
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return time.Time{}, false, nil
 	}
@@ -501,7 +544,7 @@ func (s *Store) FrameTime(ctx context.Context, seq uint64) (time.Time, bool, err
 // then halves what is left. The server's own search by time would not do: after a clock
 // was set back the times of frames do not rise, and it may end behind all of them.
 func (s *Store) FirstSince(ctx context.Context, end uint64, since time.Time) (uint64, error) {
-	info, err := s.receipts.Info(ctx)
+	info, err := s.infoOf(ctx, s.receipts)
 	if err != nil {
 		return 0, fmt.Errorf("look up stream %s: %w", s.names.receiptStream, err)
 	}

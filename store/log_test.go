@@ -423,3 +423,25 @@ func TestScanOfAClosedStoreFails(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// A message larger than what is read ahead, from somebody else who may write, comes out as
+// a frame that does not decode, and those behind it are not kept back.
+func TestForeignMessageOfTwoMegabytes(t *testing.T) {
+	o := serverOptions(t)
+	o.MaxPayload = 4 << 20
+	ns := startServer(t, o)
+	s := openStore(t, func(o *Options) { o.NATSURL, o.Replicas = ns.ClientURL(), 1 })
+	mustCommit(t, s, receipts(0, 1)...)
+	if _, err := s.js.Publish(t.Context(), s.names.receipts, make([]byte, 2<<20)); err != nil {
+		t.Fatal(err)
+	}
+	mustCommit(t, s, receipts(1, 1)...)
+	r := s.Read(1)
+	defer r.Close()
+	for seq, corrupt := range []bool{false, true, false} {
+		f, err := r.Next(t.Context())
+		if err != nil || f.Seq != uint64(seq+1) || errors.Is(f.Err, ErrCorrupt) != corrupt {
+			t.Errorf("frame %d: %v, %v", f.Seq, f.Err, err)
+		}
+	}
+}

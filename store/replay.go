@@ -103,7 +103,7 @@ func (r *replayer) flush(ctx context.Context) error {
 	if r.unread {
 		msg.Header.Set(headerUnread, "true")
 	}
-	if err := r.store.publishFrame(msg); err != nil {
+	if err := r.store.storeFrame(msg, commandPatience(ctx)); err != nil {
 		return err
 	}
 	failpoint.Here(failpoint.Replayed)

@@ -110,7 +110,7 @@ func (s *Store) newDeliveredWalk(ctx context.Context, o DeliveredOptions) (*deli
 	if err != nil {
 		return nil, err
 	}
-	info, err := s.receipts.Info(ctx)
+	info, err := s.infoOf(ctx, s.receipts)
 	if err != nil {
 		return nil, fmt.Errorf("look up stream %s: %w", s.names.receiptStream, err)
 	}

@@ -22,7 +22,7 @@ func settle(t testing.TB, s *Store, floor uint64, change ...func(*Checkpoint)) {
 		t.Fatal(err)
 	}
 	if floor == 0 {
-		last, err := lastSequence(t.Context(), s.receipts)
+		last, err := s.lastSequence(t.Context(), s.receipts)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -237,7 +237,7 @@ func TestReplayDeliveredAfterItsReplayDied(t *testing.T) {
 // Frames that the trimmer takes away under the reader are said, and the rest goes.
 func TestTrimmedUnderTheReplay(t *testing.T) {
 	s := openStore(t)
-	const n = 100 // more than are read ahead
+	const n = readAhead + 100
 	for i := range n {
 		mustCommit(t, s, receipt(i))
 	}
@@ -325,9 +325,9 @@ func TestInterruptedReplayDeliveredTellsWhatIsOnTheQueue(t *testing.T) {
 // Letters that another command moves behind the others are not missed.
 func TestAllLettersFindsThoseThatMove(t *testing.T) {
 	s := openStore(t)
-	const messages = 60 // more than are read ahead
+	const messages = readAhead + 100
 	for i := range messages {
-		mustBury(t, s, letters(10*i, 10, "512")...)
+		mustBury(t, s, letters(2*i, 2, "512")...)
 	}
 	seen := map[Place]bool{}
 	moved := false
@@ -335,13 +335,13 @@ func TestAllLettersFindsThoseThatMove(t *testing.T) {
 		seen[l.Origin] = true
 		if !moved {
 			moved = true
-			last := letter(10*messages-1, "512").Origin
+			last := letter(2*messages-1, "512").Origin
 			if n, err := s.Purge(t.Context(), func(l *Letter) bool { return l.Origin == last }, 0); n != 1 || err != nil {
 				t.Errorf("purged %d, %v", n, err)
 			}
 		}
 	})
-	if err != nil || len(seen) != 10*messages-1 {
+	if err != nil || len(seen) != 2*messages-1 {
 		t.Errorf("%d letters seen, %v", len(seen), err)
 	}
 }

@@ -68,28 +68,39 @@ type SendFrame struct {
 // make a log anew where one had been. Close it before the store.
 func (s *Store) OpenSends(ctx context.Context) (*Sends, error) {
 	sends := &Sends{store: s}
-	_, rev, err := sends.ReadCheckpoint(ctx)
-	if err != nil {
+	if err := s.untilAnswered(ctx, func() error { return sends.open(ctx) }); err != nil {
 		return nil, err
 	}
-	for _, want := range s.sendStreams(sends) {
-		have, err := s.lookUpStream(ctx, want.config.Name)
+	sends.committer = newCommitter(sends.publishFrame, func(int, time.Duration) {})
+	return sends, nil
+}
+
+func (s *Sends) open(ctx context.Context) error {
+	var rev uint64
+	err := s.store.denied.unless(ctx, func(ctx context.Context) (err error) {
+		_, rev, err = s.ReadCheckpoint(ctx)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, want := range s.store.sendStreams(s) {
+		have, err := s.store.lookUpStream(ctx, want.config.Name)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		if have == nil && rev > 0 && want.config.Name == s.names.sendsStream {
-			return nil, fmt.Errorf("the sender was here before, but %s is %w: restore it from a backup, or, to start with an empty one, %s",
-				want.config.Name, ErrGone, s.startAnewBy())
+		if have == nil && rev > 0 && want.config.Name == s.store.names.sendsStream {
+			return fmt.Errorf("the sender was here before, but %s is %w: restore it from a backup, or, to start with an empty one, %s",
+				want.config.Name, ErrGone, s.store.startAnewBy())
 		}
 		if have != nil {
 			want.config.MaxBytes = have.CachedInfo().Config.MaxBytes // by what was free then
 		}
-		if *want.into, err = s.openStream(ctx, want.config, have); err != nil {
-			return nil, err
+		if *want.into, err = s.store.openStream(ctx, want.config, have); err != nil {
+			return err
 		}
 	}
-	sends.committer = newCommitter(sends.publishFrame, func(int, time.Duration) {})
-	return sends, nil
+	return nil
 }
 
 // FindSends opens the sender's part if it is there, and returns nil if it never was.
@@ -135,21 +146,6 @@ func (s *Store) sendsSize(standard int64) int64 {
 		return standard
 	}
 	return max(minStreamBytes, min(standard, int64(sendsShare*float64(v.free))))
-}
-
-// lookUpStream returns a stream, nil if there is none.
-func (s *Store) lookUpStream(ctx context.Context, name string) (stream jetstream.Stream, err error) {
-	err = s.denied.unless(ctx, func(ctx context.Context) (err error) {
-		stream, err = s.js.Stream(ctx, name)
-		return err
-	})
-	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		return nil, nil //nolint:nilnil // none, and no error
-	}
-	if err != nil {
-		return nil, fmt.Errorf("look up stream %s: %w", name, err)
-	}
-	return stream, nil
 }
 
 // Close commits what has gathered. It may be called twice.
@@ -222,7 +218,7 @@ func (r *SendReader) Close() { r.stop(r.store.life) }
 // Last is the sequence of the newest frame, 0 if there never was one, and how many frames
 // there are.
 func (s *Sends) Last(ctx context.Context) (seq, frames uint64, err error) {
-	info, err := s.log.Info(ctx)
+	info, err := s.store.infoOf(ctx, s.log)
 	if err != nil {
 		return 0, 0, fmt.Errorf("look up stream %s: %w", s.store.names.sendsStream, err)
 	}
@@ -240,7 +236,7 @@ func (s *Sends) Trim(ctx context.Context, seq uint64) error {
 // ReadCheckpoint returns the sender's checkpoint and its revision, as the stream's
 // leader has them; revision 0 means that none was ever written.
 func (s *Sends) ReadCheckpoint(ctx context.Context) ([]byte, uint64, error) {
-	msg, err := s.store.state.GetLastMsgForSubject(ctx, s.store.names.sender)
+	msg, err := s.store.lastMsg(ctx, s.store.state, s.store.names.sender)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return nil, 0, nil
 	}

@@ -41,9 +41,17 @@ type Status struct {
 }
 
 // Status reads checkpoint, queue and dead letters. The queue is read by its frames'
-// headers from the floor on: 10 million waiting receipts take seconds.
+// headers from the floor on: 10 million waiting receipts take seconds. With ErrNewer it
+// holds what does not hang on the checkpoint: the dead, Purged, Paused and Identities.
 func (s *Store) Status(ctx context.Context) (Status, error) {
 	cp, _, err := s.ReadCheckpoint(ctx)
+	if errors.Is(err, ErrNewer) {
+		st := Status{DeadByReason: map[Reason]uint64{}}
+		if beside := s.besideCheckpoint(ctx, &st); beside != nil {
+			return Status{}, beside
+		}
+		return st, err
+	}
 	if err != nil {
 		return Status{}, err
 	}
@@ -72,17 +80,23 @@ func (s *Store) Status(ctx context.Context) (Status, error) {
 	}
 	st.Replayed += w.Replayed
 	st.Accepted = st.Delivered + st.Deduplicated + st.Died + st.Queued - st.Replayed
-	if err := s.countDead(ctx, &st); err != nil {
-		return Status{}, err
+	err = s.besideCheckpoint(ctx, &st)
+	return st, err
+}
+
+// besideCheckpoint reads what does not hang on the checkpoint.
+func (s *Store) besideCheckpoint(ctx context.Context, st *Status) (err error) {
+	if err := s.countDead(ctx, st); err != nil {
+		return err
 	}
 	if st.Purged, err = s.purged(ctx); err != nil {
-		return Status{}, err
+		return err
 	}
 	if info, err := s.Identities(ctx); err == nil {
 		st.Identities = &info
 	}
 	st.Paused, err = s.Paused(ctx)
-	return st, err
+	return err
 }
 
 const rateFresh = 15 * time.Second
@@ -165,11 +179,11 @@ type Room struct{ QueueMax, DeadBytes, DeadMax int64 }
 
 // Room asks the server.
 func (s *Store) Room(ctx context.Context) (Room, error) {
-	queue, err := s.receipts.Info(ctx)
+	queue, err := s.infoOf(ctx, s.receipts)
 	if err != nil {
 		return Room{}, fmt.Errorf("look up stream %s: %w", s.names.receiptStream, err)
 	}
-	dead, err := s.dead.Info(ctx)
+	dead, err := s.infoOf(ctx, s.dead)
 	if err != nil {
 		return Room{}, fmt.Errorf("look up stream %s: %w", s.names.deadStream, err)
 	}
@@ -235,7 +249,7 @@ func (s *Store) addPurged(ctx context.Context, n uint64) error {
 // readState reads one message of the state stream into v, which stays as it is if
 // there is none, and returns its revision.
 func (s *Store) readState(ctx context.Context, subject string, v any) (uint64, error) {
-	msg, err := s.state.GetLastMsgForSubject(ctx, subject)
+	msg, err := s.lastMsg(ctx, s.state, subject)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return 0, nil
 	}

@@ -180,6 +180,8 @@ type Store struct {
 	recent     recent
 	guard      *guard
 
+	removals sync.WaitGroup // of consumers; see source.stop
+
 	life context.Context // of commits: ends when Close has given up on them
 	end  context.CancelFunc
 
@@ -196,7 +198,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	s.life, s.end = context.WithCancel(context.Background())
 	err := s.connect(ctx)
 	if err == nil {
-		err = s.openStreams(ctx)
+		err = s.untilAnswered(ctx, func() error { return s.openStreams(ctx) })
 	}
 	if err == nil && s.embedded != nil {
 		// Not before the streams are there: a command would find a part of them.
@@ -281,7 +283,7 @@ const (
 
 	// A peer that vanished without a word is noticed after two unanswered pings; one
 	// in the same process cannot vanish.
-	pingInterval  = 2 * time.Second
+	pingInterval  = time.Second
 	pingsMissed   = 2
 	inProcessPing = 2 * time.Minute
 	// writeTimeout bounds a write to a server that no longer reads. It has to be
@@ -328,6 +330,9 @@ func (s *Store) dial(address string, opts ...nats.Option) error {
 	if parse := (*url.Error)(nil); errors.As(err, &parse) {
 		err = errors.New("its address is not a valid URL") // the error would repeat it, password included
 	}
+	if err != nil && s.clustered() {
+		return fmt.Errorf("connect to the queue at BIRDTAP_NATS_URL: %w", err)
+	}
 	if err != nil {
 		return fmt.Errorf("connect to the queue: %w", err)
 	}
@@ -355,6 +360,7 @@ func (s *Store) Close() error {
 
 func (s *Store) disconnect() error {
 	s.end()
+	s.removals.Wait()
 	if s.nc != nil {
 		s.nc.Close()
 	}

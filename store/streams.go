@@ -105,18 +105,13 @@ func (s *Store) adoptable(ctx context.Context) (map[string]jetstream.Stream, err
 func (s *Store) findStreams(ctx context.Context) (map[string]jetstream.Stream, error) {
 	found := map[string]jetstream.Stream{}
 	for _, want := range s.streams() {
-		var stream jetstream.Stream
-		err := s.denied.unless(ctx, func(ctx context.Context) (err error) {
-			stream, err = s.js.Stream(ctx, want.config.Name)
-			return err
-		})
-		if errors.Is(err, jetstream.ErrStreamNotFound) {
-			continue
-		}
+		stream, err := s.lookUpStream(ctx, want.config.Name)
 		if err != nil {
-			return nil, fmt.Errorf("look up stream %s: %w", want.config.Name, err)
+			return nil, err
 		}
-		found[want.config.Name] = stream
+		if stream != nil {
+			found[want.config.Name] = stream
+		}
 	}
 	return found, nil
 }
@@ -205,21 +200,31 @@ func (s *Store) checkConfig(have, want jetstream.StreamConfig) error {
 // checkLog refuses streams that end before what the checkpoint knows of them: new
 // receipts would get sequences that count as settled, and never leave.
 func (s *Store) checkLog(ctx context.Context) error {
-	cp, rev, err := s.ReadCheckpoint(ctx)
+	var cp Checkpoint
+	var rev uint64
+	err := s.denied.unless(ctx, func(ctx context.Context) (err error) {
+		cp, rev, err = s.ReadCheckpoint(ctx)
+		return err
+	})
 	if err == nil && rev == 0 && s.embedded != nil {
 		cp, rev, err = s.restoreCheckpoint(ctx)
 	}
-	if err != nil {
+	newer := errors.Is(err, ErrNewer)
+	if err != nil && !newer {
 		return err
 	}
-	last, err := lastSequence(ctx, s.receipts)
+	last, err := s.lastSequence(ctx, s.receipts)
 	if err != nil {
 		return err
 	}
 	if s.embedded != nil {
 		s.embedded.tellCut(last)
 	}
-	lastDead, err := lastSequence(ctx, s.dead)
+	if newer { // the doors need not wait for the version that reads it; the relay does
+		s.log.Warn("a newer birdtap has written the checkpoint: whether the queue is whole cannot be checked")
+		return nil
+	}
+	lastDead, err := s.lastSequence(ctx, s.dead)
 	if err != nil {
 		return err
 	}
@@ -242,8 +247,8 @@ func (s *Store) checkLog(ctx context.Context) error {
 		what, goOn, s.startAnewBy())
 }
 
-func lastSequence(ctx context.Context, stream jetstream.Stream) (uint64, error) {
-	info, err := stream.Info(ctx)
+func (s *Store) lastSequence(ctx context.Context, stream jetstream.Stream) (uint64, error) {
+	info, err := s.infoOf(ctx, stream)
 	if err != nil {
 		return 0, fmt.Errorf("look up stream %s: %w", stream.CachedInfo().Config.Name, err)
 	}
