@@ -48,7 +48,10 @@ type evidence struct {
 // is a suspect. The probes that follow take turns between everything behind it, or
 // ever smaller ends of that, and single records, so that whatever may still pass is
 // found soon. With evidence the suspect goes once more, and only a refusal then kills
-// it. A destination that refuses everything kills nothing, however long it does.
+// it. A destination that refuses everything kills nothing, however long it does. (If it
+// begins to while a batch is searched, the evidence from before speaks against records of
+// that batch until the refusal of another batch stops the pace: a few die where there is
+// other traffic, and without any all that are left.)
 //
 // An ordered batch may hold several records of one user. Its calls go strictly from
 // front to back, so it has only its suspect to probe with, and evidence has to come
@@ -112,6 +115,9 @@ func (f *flight) Next() (from, to int) {
 	f.out = f.piece()
 	return f.out.from, f.out.to
 }
+
+// Refused tells that CleverTap has refused a call of this batch.
+func (f *flight) Refused() bool { return f.refusal.seen }
 
 // Doubtful tells that this batch can only wait for evidence: a call of any other
 // batch is worth more than one of this.

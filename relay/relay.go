@@ -107,7 +107,7 @@ func New(o Options) *Relay {
 }
 
 const (
-	standbyEvery = 500 * time.Millisecond // between two looks at another relay's checkpoint
+	standbyEvery = 200 * time.Millisecond // between two looks at another relay's checkpoint
 	releaseWait  = 5 * time.Second        // for giving a term back
 )
 
@@ -135,7 +135,7 @@ func (r *Relay) standBy(ctx context.Context) (*term, error) {
 		}
 		if err != nil {
 			if trouble.over(time.Now()) {
-				r.log.Warn("cannot read the checkpoint", zap.Error(err))
+				r.sayUnread(err)
 			}
 			continue
 		}
@@ -238,12 +238,13 @@ type term struct {
 	held      int                  // receipts in them that are not settled
 
 	// Uploading.
-	again    []*upload                    // batches that go again, in order
-	batches  int                          // that hold a slot
-	calls    int                          // in flight
-	denied   bool                         // CleverTap refuses the account
-	evidence evidence                     // of what CleverTap accepts
-	said     map[clevertap.Kind]time.Time // when the log last told of such an answer
+	again     []*upload                    // batches that go again, in order
+	batches   int                          // that hold a slot
+	calls     int                          // in flight
+	denied    bool                         // CleverTap refuses the account
+	evidence  evidence                     // of what CleverTap accepts
+	searching bool                         // the last call was of a batch that is searched for culprits
+	said      map[clevertap.Kind]time.Time // when the log last told of such an answer
 
 	// Settling.
 	letters  []letter  // to be stored
@@ -549,11 +550,17 @@ func (t *term) upload(ctx context.Context, now time.Time) {
 	}
 }
 
-// next is a batch that goes again, or a new one if there is a slot for it. One that
-// got nothing but refusals so far comes last: another may show whether it is the
-// batch or the destination that is at fault.
+// next is a batch that goes again, or a new one if there is a slot for it. One that is
+// being searched for its culprits takes turns with the others: they are not to wait for
+// the end of that, and the search goes by what CleverTap does with them. One that got
+// nothing but refusals so far comes last: another may show whether it is the batch or the
+// destination that is at fault.
 func (t *term) next(now time.Time) *upload {
-	if at := slices.IndexFunc(t.again, func(u *upload) bool { return !u.Doubtful() }); at >= 0 {
+	searched := slices.IndexFunc(t.again, func(u *upload) bool { return !u.Doubtful() && u.Refused() })
+	if t.searching = searched >= 0 && !t.searching; t.searching {
+		return t.goAgain(searched)
+	}
+	if at := slices.IndexFunc(t.again, func(u *upload) bool { return !u.Doubtful() && !u.Refused() }); at >= 0 {
 		return t.goAgain(at)
 	}
 	// Those that wait for evidence do not count: were every slot theirs, it would
@@ -565,7 +572,7 @@ func (t *term) next(now time.Time) *upload {
 		}
 	}
 	if len(t.again) > 0 {
-		return t.goAgain(0)
+		return t.goAgain(max(0, searched))
 	}
 	return nil
 }

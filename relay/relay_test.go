@@ -253,6 +253,66 @@ func TestPoisonDiesAlone(t *testing.T) {
 	}
 }
 
+// While one batch is searched for its many culprits the others go on, with a single call
+// at a time, too.
+func TestOthersGoOnBesidePoison(t *testing.T) {
+	bubble(t, func(t *testing.T, g *scene) {
+		poison, good := 200, 60
+		if underRace() {
+			poison, good = 50, 20
+		}
+		g.fake.Latency(500 * time.Millisecond)
+		g.poison(400, func(i int) bool { return i < poison })
+		g.commit(receipts(0, poison, poison)...)
+		r := g.start(func(o *Options) { o.MaxInflight = 1 })
+		for i := range good {
+			g.commit(receipts(poison+i, 1, poison+good)...)
+			time.Sleep(time.Second)
+		}
+		if got := g.sums(); got.delivered < uint64(good-5) {
+			t.Errorf("in the end %d of %d good ones are delivered", got.delivered, good)
+		}
+		bad, all := uint64(poison), uint64(poison+good)
+		g.wantSumsIn(5*time.Minute, sums{accepted: all, delivered: all - bad, died: bad, dead: bad})
+		r.wantMetrics()
+	})
+}
+
+// CleverTap begins to refuse everything while a batch is searched for poison. What it
+// accepted before speaks for a few deaths; those who are refused beside it end that.
+func TestRefusingDestinationDuringASearch(t *testing.T) {
+	bubble(t, func(t *testing.T, g *scene) {
+		const n = 1000
+		g.fake.Latency(100 * time.Millisecond)
+		g.poison(400, func(i int) bool { return i == 300 || i == 302 })
+		g.commit(receipts(0, n, n)...)
+		r := g.start()
+		next := n
+		others := func(most int, until func() bool) {
+			for i := 0; i < most && !until(); i++ {
+				g.commit(receipts(next, 1, 1<<20)...) // each of a user of its own
+				next++
+				time.Sleep(time.Second / 5)
+			}
+		}
+		others(100, func() bool { return g.sums().died > 0 })
+		g.fake.Always(clevertaptest.Status(400, nil, ""))
+		lasts := 600
+		if underRace() {
+			lasts /= 10
+		}
+		others(lasts, func() bool { return false })
+		if died := g.sums().died; died == 0 || died > 20 {
+			t.Errorf("%d dead, 2 are poison", died)
+		}
+		g.fake.Normal()
+		if !become(5*time.Minute, func() bool { return g.sums().queued == 0 }) {
+			t.Errorf("five minutes after recovery: %+v", g.sums())
+		}
+		r.wantMetrics()
+	})
+}
+
 // An hour of answers that are about the destination, not about the records.
 func TestBrokenDestinationKillsNothing(t *testing.T) {
 	for name, does := range map[string]clevertaptest.Behaviour{
@@ -722,6 +782,56 @@ func TestRefusedCheckpointEndsTheTerm(t *testing.T) {
 		g.wantSums(sums{accepted: 10, delivered: 9, died: 1, dead: 1}) // the other one is silent for 5 s
 		if cp := g.checkpoint(); cp.Term != 3 {
 			t.Errorf("term %d, want 3", cp.Term)
+		}
+	})
+}
+
+// newerCheckpoint is how a checkpoint reads that a later version has written.
+func newerCheckpoint(do func() (store.Checkpoint, uint64, error)) (store.Checkpoint, uint64, error) {
+	_, rev, err := do()
+	return store.Checkpoint{}, rev + 1, errors.Join(store.ErrNewer, err)
+}
+
+// After a step back to an older birdtap its relay stands by, says what helps, and leaves
+// the checkpoint alone.
+func TestRelayStandsByBeforeANewerCheckpoint(t *testing.T) {
+	bubble(t, func(t *testing.T, g *scene) {
+		q := &tampered{Store: g.queue, read: newerCheckpoint}
+		q.write = func(context.Context, func() (uint64, error)) (uint64, error) {
+			t.Error("the checkpoint was written")
+			return 0, store.ErrConflict
+		}
+		g.commit(receipts(0, 10, 10)...)
+		r := g.start(of(q))
+		time.Sleep(3 * sayEvery / 2)
+		const line = "a newer birdtap has written the checkpoint: nothing is delivered from here until that version runs here; what waits is safe"
+		if n := g.lines(line); n != 2 {
+			t.Errorf("%d lines say why nothing is delivered, want one a minute", n)
+		}
+		if err := r.Health(); err != nil {
+			t.Errorf("standing by: %v", err)
+		}
+		g.wantOnce(0)
+		q.set(func() { q.read, q.write = nil, nil })
+		g.wantSums(sums{accepted: 10, delivered: 10})
+		g.wantOnce(10)
+	})
+}
+
+// A newer birdtap has taken over, and the refusal of the next write got lost: what then
+// stands there ends the term, although it cannot be read.
+func TestNewerCheckpointEndsTheTerm(t *testing.T) {
+	bubble(t, func(t *testing.T, g *scene) {
+		q := &tampered{Store: g.queue}
+		r := g.start(of(q), amongOthers)
+		eventually(t, "it is active", func() bool { return r.metric("birdtap_relay_active") == 1 })
+		q.set(func() {
+			q.read = newerCheckpoint
+			q.write = func(context.Context, func() (uint64, error)) (uint64, error) { return 0, store.ErrTimeout }
+		})
+		time.Sleep(2 * heartbeat)
+		if r.metric("birdtap_relay_active") != 0 {
+			t.Error("still active although a newer relay has written")
 		}
 	})
 }

@@ -1,11 +1,13 @@
 package relay
 
 import (
+	"errors"
 	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/birdtap/birdtap/clevertap"
+	"github.com/birdtap/birdtap/store"
 )
 
 // sayEvery bounds the log in an outage: one line a minute for every kind of trouble.
@@ -20,6 +22,15 @@ func (h *hush) over(now time.Time) bool {
 	}
 	h.said = now
 	return true
+}
+
+// sayUnread tells why a relay that could be active stands by.
+func (r *Relay) sayUnread(err error) {
+	if errors.Is(err, store.ErrNewer) {
+		r.log.Error("a newer birdtap has written the checkpoint: nothing is delivered from here until that version runs here; what waits is safe", zap.Error(err))
+		return
+	}
+	r.log.Warn("cannot read the checkpoint", zap.Error(err))
 }
 
 // report writes the one wide line of an upload. It has no payload, no user, and none

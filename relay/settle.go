@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"errors"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -240,7 +241,7 @@ func (t *term) lookBack(ctx context.Context) {
 		}
 		t.send(ctx, func() {
 			t.writing = nil
-			if err == nil {
+			if err == nil || errors.Is(err, store.ErrNewer) { // then it is none of ours
 				t.lease.Observe(rev, cp, at)
 			}
 		})
