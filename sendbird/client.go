@@ -267,14 +267,35 @@ var errNoToken = errors.New("the client has no token for this API")
 // call makes a call, once, and decodes the answer into out. path is escaped
 // already; body is JSON, nil for none.
 func (c *Client) call(ctx context.Context, e endpoint, path string, body []byte, out answer) error {
-	if c.apis[e.api()].token == nil {
-		return &CallError{Call: e.String(), Outcome: Refused, Err: errNoToken}
+	return c.callIn(ctx, nil, e, path, body, out)
+}
+
+// callIn is call for one whose turn it is; nil: it has none yet, and waits.
+func (c *Client) callIn(ctx context.Context, turn *turn, e endpoint, path string, body []byte, out answer) error {
+	var req *http.Request
+	err := errNoToken
+	if c.apis[e.api()].token != nil {
+		req, err = c.newRequest(ctx, e, path, body)
 	}
-	req, err := c.newRequest(ctx, e, path, body)
 	if err != nil {
+		turn.failed()
 		return &CallError{Call: e.String(), Outcome: Refused, Err: err}
 	}
-	return c.do(ctx, e, req, out)
+	if turn == nil {
+		if turn, err = c.wait(ctx, e); err != nil {
+			return err
+		}
+	}
+	return c.do(ctx, turn, e, req, out)
+}
+
+// wait returns when it is a call's turn. The error's outcome is [Later].
+func (c *Client) wait(ctx context.Context, e endpoint) (*turn, error) {
+	turn, err := c.pacer.wait(ctx, e)
+	if err != nil {
+		return nil, &CallError{Call: e.String(), Outcome: Later, Err: cause(err)}
+	}
+	return turn, nil
 }
 
 // newRequest builds a call. http.NewRequest gives it the GetBody for the one
@@ -296,12 +317,8 @@ func (c *Client) newRequest(ctx context.Context, e endpoint, path string, body [
 	return req, nil
 }
 
-// do waits for the call's turn, makes it once, and decodes the answer into out.
-func (c *Client) do(ctx context.Context, e endpoint, req *http.Request, out answer) error {
-	turn, err := c.pacer.wait(ctx, e)
-	if err != nil {
-		return &CallError{Call: e.String(), Outcome: Later, Err: cause(err)}
-	}
+// do makes a call once, in its turn, and decodes the answer into out.
+func (c *Client) do(ctx context.Context, turn *turn, e endpoint, req *http.Request, out answer) error {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	to := c.apis[e.api()]

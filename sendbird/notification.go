@@ -279,15 +279,50 @@ func (s *Sent) Created() time.Time { return s.CreatedAt.Time }
 //
 // https://sendbird.com/docs/business-messaging/guide/v2/send-a-notification
 func (c *Client) Send(ctx context.Context, n Notification) (Sent, error) {
+	return c.send(ctx, nil, n)
+}
+
+// A Turn lets one notification leave now. It is used up by Send, which is [Client.Send]
+// without a wait, or given back.
+type Turn interface {
+	Send(ctx context.Context, n Notification) (Sent, error)
+	GiveBack()
+}
+
+// sendTurn is the Turn of a Client.
+type sendTurn struct {
+	*turn
+	client *Client
+}
+
+// Turn waits until one more notification may leave, at the pace that Sendbird allows: for
+// who has something to do right before a call that must not be done long before it.
+func (c *Client) Turn(ctx context.Context) (Turn, error) {
+	t, err := c.wait(ctx, endpointSend)
+	if err != nil {
+		return nil, err
+	}
+	return sendTurn{t, c}, nil
+}
+
+func (t sendTurn) Send(ctx context.Context, n Notification) (Sent, error) {
+	return t.client.send(ctx, t.turn, n)
+}
+
+func (t sendTurn) GiveBack() { t.failed() }
+
+func (c *Client) send(ctx context.Context, turn *turn, n Notification) (Sent, error) {
 	if err := n.Check(); err != nil {
+		turn.failed()
 		return Sent{}, err
 	}
 	body, err := n.body()
 	if err != nil { // Check has seen to all that JSON minds
+		turn.failed()
 		return Sent{}, &CallError{Call: endpointSend.String(), Outcome: Refused, Err: errNoBody}
 	}
 	var sent Sent
-	if err := c.call(ctx, endpointSend, "/v1/notifications/messages", body, &sent); err != nil {
+	if err := c.callIn(ctx, turn, endpointSend, "/v1/notifications/messages", body, &sent); err != nil {
 		return Sent{}, err
 	}
 	return sent, nil

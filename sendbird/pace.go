@@ -272,7 +272,11 @@ func (t *turn) answered(l limits) {
 	t.lane.pace.answered(time.Now(), l)
 }
 
+// failed is for a call that brought no answer, or was never made; nil is no turn at all.
 func (t *turn) failed() {
+	if t == nil {
+		return
+	}
 	t.lane.mu.Lock()
 	defer t.lane.mu.Unlock()
 	t.lane.pace.failed()

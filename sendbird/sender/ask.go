@@ -191,14 +191,15 @@ func (a *Ask) split(n int) *Ask {
 	return &rest
 }
 
-// decodeAsk reads an ask back.
+// decodeAsk reads an ask back. Of one that a newer birdtap wrote it returns what it could
+// read, which is good for counting, beside the error.
 func decodeAsk(data []byte) (Ask, error) {
 	var a Ask
 	if err := json.Unmarshal(data, &a); err != nil {
 		return Ask{}, fmt.Errorf("%w: ask: %w", store.ErrCorrupt, err)
 	}
 	if a.Format > askFormat {
-		return Ask{}, fmt.Errorf("%w: ask of format %d, this one reads up to %d", store.ErrNewer, a.Format, askFormat)
+		return a, fmt.Errorf("%w: ask of format %d, this one reads up to %d", store.ErrNewer, a.Format, askFormat)
 	}
 	return a, nil
 }

@@ -84,8 +84,8 @@ type work struct {
 	fileKey      string
 }
 
-// carry takes one call to its outcome: prepare → upload the file → note the intent → one
-// attempt → keep what has to be kept → tell the loop, which settles it.
+// carry takes one call to its outcome: prepare → upload the file → await its turn → note
+// the intent → one attempt → keep what has to be kept → tell the loop, which settles it.
 //
 // stop ends when nothing new may be begun, ctx when the term does.
 func (t *term) carry(ctx, stop context.Context, c *call) {
@@ -126,13 +126,20 @@ func (t *term) attempt(ctx, stop context.Context, c *call) outcome {
 	if err := w.notification.Check(); err != nil {
 		return out.judge(err, true)
 	}
+	// Noted is what leaves now: after a crash all that is noted is held.
+	turn, err := t.opts.Client.Turn(stop)
+	if err != nil {
+		out.kind = callLater
+		return out
+	}
 	if !t.note(stop, c, w.count, false) || stop.Err() != nil {
+		turn.GiveBack()
 		out.kind = callLater
 		return out
 	}
 	failpoint.Here(failpoint.CallNoted)
 	began := time.Now()
-	sent, err := t.opts.Client.Send(ctx, w.notification)
+	sent, err := turn.Send(ctx, w.notification)
 	failpoint.Here(failpoint.CallAnswered)
 	out = out.judge(err, true)
 	t.metrics.callSeconds.Observe(time.Since(began).Seconds())

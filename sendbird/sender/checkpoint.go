@@ -134,6 +134,9 @@ func (c *checkpoint) encode() ([]byte, error) {
 // decodeCheckpoint reads a checkpoint. An empty one is damaged: the beginning is that
 // there is none.
 func decodeCheckpoint(data []byte) (checkpoint, error) {
+	if err := store.NewerFormat(data, checkpointFormat); err != nil {
+		return checkpoint{}, fmt.Errorf("checkpoint of the sender %w", err)
+	}
 	var c checkpoint
 	if err := json.Unmarshal(data, &c); err != nil {
 		return checkpoint{}, fmt.Errorf("%w: checkpoint of the sender: %w", store.ErrCorrupt, err)

@@ -162,6 +162,10 @@ func (c *clock) Template(context.Context, string) (sendbird.Template, error) {
 	return sendbird.Template{}, fmt.Errorf("cannot be read")
 }
 
+func (c *clock) Turn(context.Context) (sendbird.Turn, error) { return c, nil }
+
+func (c *clock) GiveBack() {}
+
 func (c *clock) Send(_ context.Context, n sendbird.Notification) (sendbird.Sent, error) {
 	c.calls <- fmt.Sprintf("%d users after %v", len(n.Targets), time.Since(c.began).Round(time.Second))
 	return sendbird.Sent{NotificationID: "1"}, nil

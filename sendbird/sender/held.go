@@ -75,6 +75,9 @@ func (t *term) heldID(number uint64) string { return fmt.Sprintf("%d-%d", number
 // readHeld reads the first line of a held call, and returns the others.
 func readHeld(data []byte) (Held, []byte, error) {
 	line, rest, _ := bytes.Cut(data, []byte("\n"))
+	if err := store.NewerFormat(line, heldFormat); err != nil {
+		return Held{}, nil, fmt.Errorf("held call %w", err)
+	}
 	var h heldHead
 	if err := json.Unmarshal(line, &h); err != nil || h.Format != heldFormat {
 		return Held{}, nil, fmt.Errorf("%w: held call", store.ErrCorrupt)

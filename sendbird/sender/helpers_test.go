@@ -65,9 +65,9 @@ func newRig(t *testing.T, changes ...func(*Options)) *rig {
 }
 
 // open opens the queue, without a sender.
-func (r *rig) open() *rig {
+func (r *rig) open(options ...func(*store.Options)) *rig {
 	r.t.Helper()
-	r.store = storetest.Open(r.t, r.dir)
+	r.store = storetest.Open(r.t, r.dir, options...)
 	var err error
 	if r.sends, err = r.store.OpenSends(r.t.Context()); err != nil {
 		r.t.Fatal(err)
@@ -75,6 +75,11 @@ func (r *rig) open() *rig {
 	r.t.Cleanup(r.sends.Close)
 	return r
 }
+
+// A queue that is listening can be had by others, as in a cluster: senders that are
+// attached to it do not own it, so they stand by.
+func listening(o *store.Options) { o.InProcess = false }
+func attached(o *store.Options)  { o.InProcess, o.Attach = false, true }
 
 // start opens the queue if need be, and sets a sender to work on it.
 func (r *rig) start() *rig {

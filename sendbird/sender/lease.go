@@ -23,6 +23,7 @@ const (
 	// deniedEvery is how often it is looked whether a user without the right to send has it
 	// by now.
 	deniedEvery = time.Minute
+	newerEvery  = time.Minute // between two lines about a checkpoint of a newer birdtap
 )
 
 // lease is the right to write the checkpoint: whoever knows its revision.
@@ -40,14 +41,19 @@ type lease struct {
 func (s *Sender) standBy(ctx context.Context, first bool) (*lease, checkpoint, error) {
 	var seen uint64
 	var since time.Time
+	var saidNewer time.Time
 	said := false
 	for ; ctx.Err() == nil; wait(ctx, standbyEvery) {
 		cp, rev, err := readCheckpoint(ctx, s.opts.Sends)
 		if errors.Is(err, store.ErrCorrupt) {
 			return nil, checkpoint{}, err
 		}
+		if errors.Is(err, store.ErrNewer) && time.Since(saidNewer) >= newerEvery {
+			s.log.Error("a newer birdtap has written the checkpoint of the sender: nothing is sent from here until that version runs here; what is asked for waits", zap.Error(err))
+			saidNewer = time.Now()
+		}
 		if err != nil {
-			continue // the store says so
+			continue // of any other error the store tells
 		}
 		free := cp.Holder == "" || first && s.opts.Sends.OwnsQueue()
 		if now := time.Now(); !free && (rev != seen || s.opts.Sends.Alive(ctx, standbyEvery)) {
@@ -131,6 +137,8 @@ func (l *lease) put(ctx context.Context, cp *checkpoint, holder string) error {
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
+		case errors.Is(err, store.ErrNewer):
+			return errLost // none of ours
 		case err != nil:
 		case stands.Term == cp.Term && stands.Holder == cp.Holder && stands.Write == cp.Write:
 			l.rev = rev

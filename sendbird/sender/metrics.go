@@ -4,11 +4,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// metrics of the active sender, within this process' lifetime.
+// metrics of the sender, within this process' lifetime. The gauges tell of the active
+// one; one that stands by shows zeros.
 type metrics struct {
 	sends       *prometheus.CounterVec
 	duplicates  prometheus.Counter
 	callSeconds prometheus.Histogram
+	active      prometheus.Gauge
 	inflight    prometheus.Gauge
 	held        prometheus.Gauge
 	gathering   prometheus.Gauge
@@ -27,8 +29,12 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		}),
 		callSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "birdtap_send_seconds",
-			Help:    "How long one call to Sendbird's notification API took, its turn awaited included.",
+			Help:    "How long one call to Sendbird's notification API took.",
 			Buckets: prometheus.ExponentialBuckets(0.01, 2, 14), // 10 ms to 82 s
+		}),
+		active: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "birdtap_sender_active",
+			Help: "1 on the active sender, 0 on one that stands by.",
 		}),
 		inflight: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "birdtap_sends_inflight",
@@ -52,7 +58,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			m.sends.WithLabelValues(string(mode), outcome)
 		}
 	}
-	r.MustRegister(m.sends, m.duplicates, m.callSeconds, m.inflight, m.held, m.gathering, m.refuses)
+	r.MustRegister(m.sends, m.duplicates, m.callSeconds, m.active, m.inflight, m.held, m.gathering, m.refuses)
 	return m
 }
 
@@ -62,5 +68,12 @@ func (m *metrics) settled(mode Mode, c counts) {
 		if n > 0 {
 			m.sends.WithLabelValues(string(mode), outcome).Add(float64(n))
 		}
+	}
+}
+
+// idle is what a sender shows that is not active.
+func (m *metrics) idle() {
+	for _, g := range []prometheus.Gauge{m.active, m.inflight, m.held, m.gathering, m.refuses} {
+		g.Set(0)
 	}
 }

@@ -103,6 +103,10 @@ func (t *term) corrupt(ctx context.Context, f *store.SendFrame) {
 func (t *term) admit(at place, accepted time.Time, raw *store.Ask, now time.Time) int {
 	a, err := decodeAsk(raw.Data)
 	settled := t.ledger.isSettled(at)
+	if errors.Is(err, store.ErrNewer) {
+		t.leave(at, accepted, raw, err, settled)
+		return 0
+	}
 	if err != nil {
 		if !settled {
 			t.log.Error("an ask does not decode: who was asked for in it is not sent to", zap.Uint64("frame", at.seq()), zap.Error(err))
@@ -133,6 +137,23 @@ func (t *term) admit(at place, accepted time.Time, raw *store.Ask, now time.Time
 		t.gatherer.add(&a, e, now)
 	}
 	return entryCost(e.data)
+}
+
+// leave lets an ask of a newer birdtap stay in the log, for one that reads it: it is not
+// settled. If it is part of a call that was on its way, that call stays noted, too.
+func (t *term) leave(at place, accepted time.Time, raw *store.Ask, err error, settled bool) {
+	again := t.madeBefore(at, accepted, raw.Key)
+	switch {
+	case settled:
+		return
+	case again:
+		t.done(at) // it is counted with the first one
+		return
+	}
+	t.log.Error("an ask was written by a newer birdtap: it waits for one that reads it", zap.Uint64("frame", at.seq()), zap.Error(err))
+	for _, r := range t.recover {
+		r.newer = r.newer || r.Places.has(at)
+	}
 }
 
 func newEntry(at place, accepted time.Time, a *Ask, data []byte) entry {
@@ -199,6 +220,9 @@ func (t *term) regain(r *recovering, at place, accepted time.Time, a *Ask, data 
 // recoverRest ends the recovery of calls of which a part is missing in the log.
 func (t *term) recoverRest() {
 	for _, r := range t.recover {
+		if r.newer {
+			continue
+		}
 		t.log.Error("a call that was on its way is not whole in the log: what is left of it is held", zap.Uint64("call", r.Number), zap.Int("asks_missing", r.left))
 		t.regained(r)
 	}

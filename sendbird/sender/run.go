@@ -118,6 +118,7 @@ type recovering struct {
 	noted
 	entries []entry
 	left    int
+	newer   bool // a part of it was written by a newer birdtap: it is left alone
 	message Message
 }
 
@@ -307,10 +308,7 @@ func (t *term) lastKnown() uint64 {
 func (t *term) end(cancel context.CancelFunc) {
 	cancel()
 	t.tasks.Wait()
-	t.metrics.inflight.Set(0)
-	t.metrics.gathering.Set(0)
-	t.metrics.held.Set(0)
-	t.metrics.refuses.Set(0)
+	t.metrics.idle()
 	t.progress.Store(0)
 }
 

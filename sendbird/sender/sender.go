@@ -18,7 +18,7 @@ import (
 // Client is what the sender needs of Sendbird. *sendbird.Client is one. Every call is
 // one attempt.
 type Client interface {
-	Send(ctx context.Context, n sendbird.Notification) (sendbird.Sent, error)
+	Turn(ctx context.Context) (sendbird.Turn, error)
 	Presign(ctx context.Context, key string, overwrite bool) (sendbird.Presigned, error)
 	Upload(ctx context.Context, p sendbird.Presigned, file io.ReaderAt, size int64) error
 	Template(ctx context.Context, key string) (sendbird.Template, error)

@@ -1,14 +1,22 @@
 package sender
 
 import (
+	"bytes"
+	"errors"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+
 	"github.com/birdtap/birdtap/sendbird"
 	"github.com/birdtap/birdtap/sendbird/sendbirdtest"
+	"github.com/birdtap/birdtap/store"
 )
 
 func TestRealtimeIsACallForEachUser(t *testing.T) {
@@ -196,6 +204,33 @@ func TestUnknownOutcomeIsHeldUntilAnOperatorDecides(t *testing.T) {
 	}
 }
 
+// A held call of a format to come is for that version to decide about, not to be dropped.
+func TestHeldCallOfANewerBirdtap(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.fake.Script(sendbirdtest.Messages, sendbirdtest.ResetAfterBody().Taking())
+	r.start()
+	r.ask("call", realtime(users(0, 1)))
+	r.settled()
+	r.halt()
+	held, err := ListHeld(t.Context(), r.sends)
+	if err != nil || len(held) != 1 {
+		t.Fatalf("held: %+v, %v", held, err)
+	}
+	id := held[0].ID
+	if err := r.sends.Forget(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.sends.Hold(t.Context(), id, []byte(`{"format":2,"users":"elsewhere"}`)); err != nil {
+		t.Fatal(err)
+	}
+	held, err = ListHeld(t.Context(), r.sends)
+	if err != nil || len(held) != 1 || held[0].ID != id || held[0].Users != 1 ||
+		!strings.Contains(held[0].Why, "run the newer version") || strings.Contains(held[0].Why, "dropped") {
+		t.Errorf("held: %+v, %v", held, err)
+	}
+}
+
 func TestStopAndStartLosesNobodyAndRepeatsNobody(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -207,6 +242,110 @@ func TestStopAndStartLosesNobodyAndRepeatsNobody(t *testing.T) {
 	r.start()
 	r.settled()
 	r.exactly(users(0, 300)...)
+}
+
+// newerAsk puts an ask of a format to come on the log.
+func (r *rig) newerAsk(a Ask) {
+	r.t.Helper()
+	entries, err := Encode([]byte("newer"), []Ask{a})
+	if err != nil || len(entries) != 1 {
+		r.t.Fatalf("%d entries, %v", len(entries), err)
+	}
+	newer := strings.Replace(string(entries[0].Data), fmt.Sprintf(`"format":%d`, askFormat), fmt.Sprintf(`"format":%d`, askFormat+1), 1)
+	if newer == string(entries[0].Data) {
+		r.t.Fatalf("no format in %s", newer)
+	}
+	entries[0].Data = []byte(newer)
+	if err := r.sends.Commit(r.t.Context(), entries); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// An ask of a format to come is neither sent nor given up: it waits, and the others go on.
+func TestAskOfANewerBirdtapWaits(t *testing.T) {
+	t.Parallel()
+	r := newRig(t).open()
+	r.newerAsk(realtime(users(0, 1)))
+	r.ask("another", realtime(users(1, 2)))
+	for range 2 { // whatever the checkpoint says of it stands over a restart
+		r.start()
+		st := r.until("the others to be settled", func(st Status) bool { return st.Modes[ModeRealtime].Sent == 2 })
+		if st.Asked != 3 || st.Waiting != 1 || st.Modes[ModeRealtime].Refused != 0 {
+			t.Errorf("asked %d, waiting %d, want 3 and 1; %+v", st.Asked, st.Waiting, st.Modes)
+		}
+		r.halt()
+	}
+	r.exactly(users(1, 2)...)
+}
+
+// A call that a newer birdtap had on its way stays noted as it is, until that version
+// holds it: the call is not held without what cannot be read, which would be sent then.
+func TestCallOfANewerBirdtapStaysNoted(t *testing.T) {
+	t.Parallel()
+	r := newRig(t).open()
+	r.newerAsk(realtime(users(0, 1)))
+	var its places
+	its.add(placeOf(1, 0), placeOf(1, 0)+1)
+	cp, rev, err := readCheckpoint(t.Context(), r.sends)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cp.NextCall, cp.Calls = 2, []noted{{Number: 1, Places: its, Mode: ModeRealtime, Users: 1}}
+	if err := (&lease{sends: r.sends, rev: rev, self: "newer", term: 1}).takeOver(t.Context(), &cp); err != nil {
+		t.Fatal(err)
+	}
+	r.start()
+	r.ask("another", realtime(users(1, 2)))
+	st := r.until("the others to be settled", func(st Status) bool { return st.Modes[ModeRealtime].Sent == 2 })
+	r.halt()
+	cp, _, err = readCheckpoint(t.Context(), r.sends)
+	if err != nil || st.HeldCalls != 0 || st.Waiting != 1 || len(cp.Calls) != 1 || cp.Calls[0].Number != 1 {
+		t.Errorf("%d calls held, %d wait, noted %+v, %v", st.HeldCalls, st.Waiting, cp.Calls, err)
+	}
+	r.exactly(users(1, 2)...)
+}
+
+// After a step back to an older birdtap its sender stands by, says what helps, and leaves
+// the checkpoint alone: what was sent to since then would be sent to again. One that is
+// active when a newer one takes over ends its term.
+func TestSenderLeavesANewerCheckpointAlone(t *testing.T) {
+	t.Parallel()
+	core, logs := observer.New(zapcore.WarnLevel)
+	r := newRig(t, func(o *Options) { o.Log = zap.New(core) }).start()
+	r.ask("one", realtime(users(0, 2)))
+	r.settled()
+	old, rev, err := r.sends.ReadCheckpoint(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	newer := []byte(`{"format":2,"of":"a later version"}`)
+	if rev, err = r.sends.WriteCheckpoint(t.Context(), newer, rev); err != nil {
+		t.Fatal(err)
+	}
+	said := func(text string) {
+		t.Helper()
+		for deadline := time.Now().Add(time.Minute); logs.FilterMessageSnippet(text).Len() == 0; wait(t.Context(), 5*time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("no line says %q", text)
+			}
+		}
+	}
+	r.ask("two", realtime(users(2, 2)))
+	said("the term is over")
+	said("until that version runs here")
+	if _, err := ReadStatus(t.Context(), r.sends); !errors.Is(err, store.ErrNewer) {
+		t.Errorf("status: %v", err)
+	}
+	r.halt()
+	if data, now, err := r.sends.ReadCheckpoint(t.Context()); err != nil || now != rev || !bytes.Equal(data, newer) {
+		t.Errorf("the checkpoint is %s now, %v", data, err)
+	}
+	if _, err := r.sends.WriteCheckpoint(t.Context(), old, rev); err != nil {
+		t.Fatal(err)
+	}
+	r.start()
+	r.settled()
+	r.exactly(users(0, 4)...)
 }
 
 // A sender that has to end while a call is on its way leaves its intent; the next one
@@ -242,21 +381,74 @@ func TestCallOnItsWayAtTheEndIsHeld(t *testing.T) {
 	}
 }
 
+// A held call of which nothing is kept any more hides no other one, and can be dropped.
+func TestHeldCallThatIsGoneIsListed(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.fake.Script(sendbirdtest.Messages, sendbirdtest.ResetAfterBody(), sendbirdtest.ResetAfterBody())
+	r.start()
+	r.ask("first", realtime(users(0, 1)))
+	r.settled()
+	r.ask("second", realtime(users(1, 1)))
+	r.settled()
+	held, err := ListHeld(t.Context(), r.sends)
+	if err != nil || len(held) != 2 || held[0].Message.Template != "order" {
+		t.Fatalf("held: %+v, %v", held, err)
+	}
+	if err := r.sends.Forget(t.Context(), held[0].ID); err != nil {
+		t.Fatal(err)
+	}
+	left, err := ListHeld(t.Context(), r.sends)
+	if err != nil || len(left) != 2 || left[1].ID != held[1].ID || left[1].Why != held[1].Why ||
+		left[0].ID != held[0].ID || left[0].Users != 1 || left[0].Mode != ModeRealtime || !strings.Contains(left[0].Why, "only be dropped") {
+		t.Errorf("held: %+v, %v", left, err)
+	}
+	if err := Decide(t.Context(), r.sends, held[0].ID, false); err != nil {
+		t.Fatal(err)
+	}
+	r.until("the drop", func(st Status) bool { return st.HeldCalls == 1 && st.Modes[ModeRealtime].Dropped == 1 })
+}
+
+// Only what leaves now is noted, not what waits for its turn: after a crash all that is
+// noted is held for an operator.
+func TestCallsThatWaitForTheirTurnAreNotNoted(t *testing.T) {
+	t.Parallel()
+	r := newRig(t).start()
+	r.ask("key", realtime(users(0, 2*maxCalls)))
+	most := 0
+	r.until("all to be settled", func(st Status) bool {
+		cp, _, err := readCheckpoint(t.Context(), r.sends)
+		if err != nil {
+			t.Fatal(err)
+		}
+		most = max(most, len(cp.Calls))
+		return st.Waiting == 0
+	})
+	if most > maxCalls/2 {
+		t.Errorf("%d calls were noted at once, at a pace of 5 a second", most)
+	}
+}
+
 // Two senders on one queue: one is active, and when it stops the other goes on.
 func TestStandbyTakesOver(t *testing.T) {
 	t.Parallel()
-	r := newRig(t).start()
+	r := newRig(t).open(listening)
+	r.open(attached).start()
 	first, firstDone := r.stop, r.done
 	r.ask("one", realtime(users(0, 5)))
 	r.settled()
-	r.start() // stands by
+	r.open(attached).start() // stands by
+	r.ask("still the first", realtime(users(10, 5)))
+	if st := r.settled(); st.Term != 1 {
+		t.Errorf("term %d, want 1", st.Term)
+	}
 	first()
 	if err := <-firstDone; err != nil {
 		t.Fatal(err)
 	}
 	r.ask("two", realtime(users(5, 5)))
 	st := r.settled()
-	r.exactly(users(0, 10)...)
+	r.exactly(users(0, 15)...)
 	if st.Term != 2 {
 		t.Errorf("term %d, want 2", st.Term)
 	}

@@ -314,6 +314,7 @@ func (t *term) trim(ctx context.Context, now time.Time) {
 // tell shows where the term stands.
 func (t *term) tell(now time.Time) {
 	t.full.Store(t.overfull())
+	t.metrics.active.Set(1)
 	t.metrics.inflight.Set(float64(len(t.carried)))
 	t.metrics.held.Set(float64(len(t.held)))
 	t.metrics.gathering.Set(float64(t.gatherer.users + len(t.realtime)))

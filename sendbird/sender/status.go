@@ -99,7 +99,7 @@ func eachWaiting(ctx context.Context, sends *store.Sends, cp *checkpoint, fn fun
 		for i := range f.Asks {
 			a, err := decodeAsk(f.Asks[i].Data)
 			key := f.Asks[i].Key
-			if err != nil || ledger.isSettled(placeOf(f.Seq, i)) || key != (store.Key{}) && seen[key] {
+			if err != nil && !errors.Is(err, store.ErrNewer) || ledger.isSettled(placeOf(f.Seq, i)) || key != (store.Key{}) && seen[key] {
 				continue
 			}
 			seen[key] = true
@@ -113,25 +113,37 @@ func eachWaiting(ctx context.Context, sends *store.Sends, cp *checkpoint, fn fun
 var ErrNotHeld = errors.New("there is no held call of this id")
 
 // ListHeld returns the calls that wait for an operator, in the order in which they were
-// held.
+// held. Of one that cannot be read there is what the checkpoint tells, and why.
 func ListHeld(ctx context.Context, sends *store.Sends) ([]Held, error) {
-	cp, _, err := readCheckpoint(ctx, sends)
+	kept := map[string]Held{}
+	err := sends.Held(ctx, func(id string, call []byte) error {
+		h, _, err := readHeld(call)
+		switch {
+		case errors.Is(err, store.ErrNewer):
+			h = Held{Why: fmt.Sprintf("run the newer version to decide about it: %v", err)}
+		case err != nil:
+			h = Held{Why: fmt.Sprintf("what is kept of it cannot be read, so it can only be dropped: %v", err)}
+		}
+		kept[id] = h
+		return nil
+	})
 	if err != nil {
 		return nil, err
 	}
-	var all []Held
-	err = sends.Held(ctx, func(id string, call []byte) error {
-		if !slices.ContainsFunc(cp.Held, func(h heldCall) bool { return h.ID == id }) {
-			return nil // decided, or not quite held yet
+	cp, _, err := readCheckpoint(ctx, sends) // after it: what was decided meanwhile is not missing
+	if err != nil {
+		return nil, err
+	}
+	all := make([]Held, len(cp.Held))
+	for i, is := range cp.Held {
+		h, found := kept[is.ID]
+		if !found {
+			h.Why = "nothing is kept of it, so it can only be dropped: was it held just now, or its stream damaged?"
 		}
-		h, _, err := readHeld(call)
-		if err != nil {
-			return fmt.Errorf("held call %s: %w", id, err)
-		}
-		all = append(all, h)
-		return nil
-	})
-	return all, err
+		h.ID, h.Mode, h.Users = is.ID, is.Mode, is.Users
+		all[i] = h
+	}
+	return all, nil
 }
 
 // Decide has a held call sent again, or given up. It returns once that is on disk; the
