@@ -73,6 +73,9 @@ func newApp(cfg *Config, r role, log *zap.Logger) (*app, error) {
 			return nil, errors.Join(err, a.Close())
 		}
 	}
+	if r == roleServe { // the others have few rooms by their nature
+		a.tellClosed()
+	}
 	return a, nil
 }
 
@@ -145,7 +148,6 @@ func (a *app) openDoors() error {
 	}
 	a.doors = doors
 	a.onClose(func() error { return a.shutDoors(context.Background()) })
-	a.tellClosed()
 	a.log.Info("doors", zap.Stringer("addr", doors.Addr()), zap.Bool("tls", a.cfg.HTTPTLSCertFile != ""))
 	return nil
 }
@@ -221,16 +223,12 @@ func (a *app) journey(ctx context.Context) (err error) {
 		}
 	}
 	defer a.followIdentities(ctx, queue)() // ends before the queue is closed
-	sends, err := a.openSends(ctx, queue)
-	if errors.Is(err, store.ErrCorrupt) || errors.Is(err, store.ErrGone) { // no start will mend it
-		err = a.notSending(err)
-	}
-	if err != nil {
-		return stopped(ctx, err)
-	}
-	if sends != nil {
-		defer sends.Close() // when no door commits any more
-	}
+	var sends *store.Sends
+	defer func() {
+		if sends != nil {
+			sends.Close() // no door commits any more
+		}
+	}()
 
 	// Doors and relay stop together: uploads in flight need the queue, not the doors.
 	g, ctx := errgroup.WithContext(ctx)
@@ -241,7 +239,13 @@ func (a *app) journey(ctx context.Context) (err error) {
 		return a.shutDoors(ctx)
 	})
 	g.Go(func() error { return a.carry(ctx, queue) })
-	g.Go(func() error { return a.notify(ctx, sends) })
+	g.Go(func() error { // beside the others: it may have to wait for its part of the queue
+		var err error
+		if sends, err = a.openSends(ctx, queue); err != nil {
+			return stopped(ctx, err)
+		}
+		return a.notify(ctx, sends)
+	})
 	g.Go(func() error {
 		select {
 		case err := <-queue.Failed(): // for a supervisor: a new process may find the disk mended
@@ -325,12 +329,15 @@ func (a *app) carry(ctx context.Context, queue *store.Store) error {
 }
 
 // openSends opens the sender's part of the queue and lets webhook calls in; nil where
-// nothing is sent.
+// nothing is sent, or can be.
 func (a *app) openSends(ctx context.Context, queue *store.Store) (*store.Sends, error) {
 	if !a.rooms.sends {
 		return nil, nil //nolint:nilnil // closed, and no error
 	}
 	sends, err := queue.OpenSends(ctx)
+	if errors.Is(err, store.ErrCorrupt) || errors.Is(err, store.ErrGone) { // no start will mend it
+		return nil, a.notSending(err)
+	}
 	if err == nil && a.webhooks != nil {
 		a.webhooks.SetCommitter(sends)
 		a.sending.Store(true)

@@ -260,6 +260,7 @@ func TestAddressInUseNamesItsVariable(t *testing.T) {
 }
 
 func TestSecondDaemonIsRefused(t *testing.T) {
+	t.Parallel()
 	d := startDaemon(t)
 	got := birdtap(t, d.environ, "serve")
 	if got.code != exitFailed || !strings.Contains(got.err, "another birdtap has this data directory open") {

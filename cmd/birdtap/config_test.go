@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -34,10 +35,30 @@ type result struct {
 // birdtap runs one command line in this process with the given environment.
 func birdtap(t testing.TB, environ []string, args ...string) result {
 	t.Helper()
-	var out, words bytes.Buffer
+	var out bytes.Buffer
+	var words spoken
 	p := &program{in: strings.NewReader(""), out: &out, err: &words, environ: environ}
 	code := p.run(t.Context(), args)
 	return result{code, out.String(), words.String()}
+}
+
+// spoken may be written by several at once, as a terminal: a connection to a queue that has
+// just been closed may still have something to say.
+type spoken struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (s *spoken) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text.Write(p)
+}
+
+func (s *spoken) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text.String()
 }
 
 // A typing slip does not pass because its value is empty.

@@ -63,6 +63,7 @@ func (d daemon) waitAt(t *testing.T, want ...string) {
 
 // The whole way: no map, a map, a user who is not in it, a better map, replay.
 func TestIdentityMapThroughTheWholeProgram(t *testing.T) {
+	t.Parallel()
 	d := startDaemon(t, "BIRDTAP_IDENTITY_UNMAPPED=dead")
 	d.postFor(t, "u1", 1)
 	d.waitAt(t, "u1 1")
@@ -103,6 +104,7 @@ func TestIdentityMapThroughTheWholeProgram(t *testing.T) {
 }
 
 func TestUnmappedUserPassesByDefault(t *testing.T) {
+	t.Parallel()
 	d := startDaemon(t)
 	d.done(t, "identities", "import", csvFile(t, "u1,c1"))
 	eventually(t, "the map in use", d.metric(t, "birdtap_identities 1"))

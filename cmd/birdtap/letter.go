@@ -65,9 +65,9 @@ func (l letterLine) withRecord(record []byte) letterLine {
 // write writes the line as JSON.
 func (l letterLine) write(w io.Writer) error { return writeJSONLine(w, l) }
 
-// writeJSONLine writes v as one line of JSON.
+// writeJSONLine writes v as one line of JSON, always the same for the same v.
 func writeJSONLine(w io.Writer, v any) error {
-	line, err := json.Marshal(v)
+	line, err := json.Marshal(v, json.Deterministic(true))
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/birdtap/birdtap/store"
 )
@@ -290,6 +292,55 @@ func TestStatusJSONHasTheFixedNames(t *testing.T) {
 			t.Errorf("%s is %s, want %s", name, got[name], want)
 		}
 	}
+}
+
+// Of an account that a later version keeps, status tells what it can, and what to do.
+func TestStatusBesideANewerCheckpoint(t *testing.T) {
+	q := newQueue(t, letters()...)
+	q.newerCheckpoint(t, "BIRDTAP.state.sender")
+	got := birdtap(t, q.environ, "status", "--json")
+	if got.code != exitFailed || !strings.Contains(got.out, `"queued":0`) || strings.Contains(got.out, "sends") ||
+		!strings.Contains(got.err, "of the sender") || !strings.Contains(got.err, "run that version again") {
+		t.Errorf("that of the sender: %+v", got)
+	}
+	q.newerCheckpoint(t, "BIRDTAP.state.relay")
+	got = birdtap(t, q.environ, "status", "--json")
+	want := `{"dead":6,"dead_by_reason":{"512":2,"555":1,"corrupt":1,"http_400":1,"refused":1},"purged":0,"paused":false}` + "\n"
+	if got.code != exitFailed || got.out != want || !strings.Contains(got.err, "run that version again") {
+		t.Errorf("status --json: %+v", got)
+	}
+	got = birdtap(t, q.environ, "status")
+	if got.code != exitFailed || !strings.HasPrefix(got.out, "UNKNOWN") || !strings.Contains(got.out, "6 dead") {
+		t.Errorf("status: %+v", got)
+	}
+}
+
+// newerCheckpoint leaves one that a later version has written.
+func (q queue) newerCheckpoint(t *testing.T, subject string) {
+	t.Helper()
+	q.with(t, func(ctx context.Context, s *store.Store) {
+		sends, err := s.OpenSends(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer sends.Close()
+		address, err := os.ReadFile(filepath.Join(q.dir, "nats.url"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		nc, err := nats.Connect(strings.TrimSpace(string(address)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer nc.Close()
+		js, err := jetstream.New(nc)
+		if err == nil {
+			_, err = js.Publish(ctx, subject, []byte(`{"format":2}`))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
 }
 
 func TestStatusText(t *testing.T) {

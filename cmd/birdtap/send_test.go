@@ -740,6 +740,7 @@ func TestKilledSendGoesOn(t *testing.T) {
 
 // Daemon and command killed at once, in the middle of a send.
 func TestKilledDaemonAndSend(t *testing.T) {
+	t.Parallel()
 	r := newSendRig(t)
 	_, address := startFake(t)
 	d := startProcess(t, append(r.environ, "BIRDTAP_CLEVERTAP_URL="+address)...)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -11,7 +12,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/go-json-experiment/json"
 	"github.com/spf13/cobra"
 
 	"github.com/birdtap/birdtap/sendbird/sender"
@@ -107,25 +107,65 @@ func newStatusJSON(st store.Status, sends *sender.Status) statusJSON {
 func (p *program) printStatus(ctx context.Context, asJSON bool) error {
 	var st store.Status
 	var sends *sender.Status
+	var unread, unreadSends error
 	err := p.withStore(ctx, nil, func(ctx context.Context, s *store.Store) (err error) {
-		if st, err = s.Status(ctx); err != nil {
+		if st, err = s.Status(ctx); errors.Is(err, store.ErrNewer) {
+			unread, err = err, nil
+		}
+		if err != nil {
 			return err
 		}
-		sends, err = sendsStatus(ctx, s)
+		if sends, err = sendsStatus(ctx, s); errors.Is(err, store.ErrNewer) {
+			unreadSends, sends, err = err, nil, nil
+		}
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	if asJSON {
-		line, err := json.Marshal(newStatusJSON(st, sends), json.Deterministic(true))
-		if err != nil {
-			return err
-		}
-		_, err = p.out.Write(append(line, '\n'))
-		return err
+	switch {
+	case unread != nil && asJSON:
+		err = writeJSONLine(p.out, newPartJSON(st))
+	case unread != nil:
+		err = writePart(p.out, st)
+	case asJSON:
+		err = writeJSONLine(p.out, newStatusJSON(st, sends))
+	default:
+		err = writeStatus(p.out, st, sends)
 	}
-	return writeStatus(p.out, st, sends)
+	return errors.Join(err, newerRunsIt(unread), newerRunsIt(unreadSends))
+}
+
+// newerRunsIt names the way out of what a newer birdtap has written.
+func newerRunsIt(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%w; run that version again", err)
+}
+
+// partJSON is what there is to tell where a newer birdtap has written the checkpoint. It
+// has none of the members that nothing is known of: zeros would read as all delivered.
+type partJSON struct {
+	Dead         uint64                  `json:"dead"`
+	DeadByReason map[store.Reason]uint64 `json:"dead_by_reason"`
+	Purged       uint64                  `json:"purged"`
+	Paused       bool                    `json:"paused"`
+	Identities   *identitiesJSON         `json:"identities,omitzero"`
+}
+
+func newPartJSON(st store.Status) partJSON {
+	all := newStatusJSON(st, nil)
+	return partJSON{all.Dead, all.DeadByReason, all.Purged, all.Paused, all.Identities}
+}
+
+// writePart is the same for a person.
+func writePart(w io.Writer, st store.Status) error {
+	fmt.Fprint(w, "UNKNOWN: a newer birdtap has written the checkpoint, so this one cannot tell what waits.\nNothing is delivered until that version runs again; what waits is safe.\n\n")
+	if st.Paused {
+		fmt.Fprintln(w, "paused: birdtap resume ends that")
+	}
+	return writeDead(w, st)
 }
 
 // clearScreen moves a terminal's cursor home and wipes what stood there.
