@@ -186,6 +186,8 @@ var healthy = []string{
 	`birdtap_sender_calls_total{job="birdtap",instance="sender-1",answer="not_found"} 0+1x300`,
 	`birdtap_sender_calls_total{job="birdtap",instance="sender-1",answer="unavailable"} 0x300`,
 	`birdtap_sender_calls_total{job="birdtap",instance="sender-1",answer="mistake"} 0x300`,
+	`birdtap_sender_active{job="birdtap",instance="sender-1"} 1x300`,
+	`birdtap_sender_active{job="birdtap",instance="sender-2"} 0x300`,
 	`birdtap_sends_held{job="birdtap",instance="sender-1"} 0x300`,
 	`birdtap_sends_held{job="birdtap",instance="sender-2"} 0x300`,
 	`birdtap_sends_stopped{job="birdtap",instance="sender-1"} 0x300`,
@@ -281,6 +283,21 @@ func TestAlerts(t *testing.T) {
 		"a hand-over": {
 			series: []string{"birdtap_relay_active" + at + "1x10 0x100", `birdtap_relay_active{job="birdtap",instance="relay-2"} 0x11 1x100`},
 			fires:  map[int][]string{11: nil, 12: nil, 20: nil},
+		},
+		"nobody sends": {
+			series: []string{`birdtap_sender_active{job="birdtap",instance="sender-1"} 1x10 0x100`},
+			fires:  map[int][]string{11: nil, 12: {"BirdtapNoActiveSender"}, 90: {"BirdtapNoActiveSender"}},
+		},
+		"a sender's hand-over": {
+			series: []string{
+				`birdtap_sender_active{job="birdtap",instance="sender-1"} 1x10 0x100`,
+				`birdtap_sender_active{job="birdtap",instance="sender-2"} 0x11 1x100`,
+			},
+			fires: map[int][]string{11: nil, 12: nil, 20: nil},
+		},
+		"no sender at all": {
+			gone:  []string{"birdtap_sender_active"},
+			fires: map[int][]string{5: nil, 90: nil},
 		},
 		"no relay at all": {
 			gone:  []string{"birdtap_relay_active"},

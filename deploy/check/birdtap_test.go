@@ -42,6 +42,30 @@ var build = sync.OnceValues(func() (string, error) {
 	return binary, cmd.Run()
 })
 
+// tools are the programs that .ci/tools.mod pins, by name. go builds one unless it is built
+// already, and says where it is.
+var tools = map[string]func() (string, error){
+	"helm": toolPath("helm"), "kubeconform": toolPath("kubeconform"),
+}
+
+func toolPath(name string) func() (string, error) {
+	return sync.OnceValues(func() (string, error) {
+		cmd := exec.Command("go", "tool", "-n", "-modfile=.ci/tools.mod", name)
+		cmd.Dir, cmd.Stderr = root, os.Stderr
+		out, err := cmd.Output()
+		return strings.TrimSpace(string(out)), err
+	})
+}
+
+func tool(t *testing.T, name string, args ...string) *exec.Cmd {
+	t.Helper()
+	path, err := tools[name]()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return exec.CommandContext(t.Context(), path, args...)
+}
+
 // birdtap prepares a command with an environment of its own.
 func birdtap(t *testing.T, env map[string]string, args ...string) *exec.Cmd {
 	t.Helper()

@@ -1,43 +1,41 @@
 package check
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
 
-	"github.com/yannh/kubeconform/pkg/validator"
 	"go.yaml.in/yaml/v3"
-	"helm.sh/helm/v3/pkg/chart/loader"
-	"helm.sh/helm/v3/pkg/chartutil"
-	"helm.sh/helm/v3/pkg/engine"
-	"helm.sh/helm/v3/pkg/lint"
-	"helm.sh/helm/v3/pkg/lint/support"
 )
 
 const (
 	chartDir   = "../helm/birdtap"
-	kubernetes = "v1.30.0" // the oldest that the chart says it is for
+	kubernetes = "1.30.0" // the oldest that the chart says it is for
 )
 
-// render is `helm template`: the chart's manifests, by file.
-func render(t *testing.T, values map[string]any) (map[string]string, error) {
+// render is `helm template`: the chart's manifests.
+func render(t *testing.T, values map[string]any) (string, error) {
 	t.Helper()
-	c, err := loader.LoadDir(chartDir)
+	given, err := yaml.Marshal(values)
 	if err != nil {
 		t.Fatal(err)
 	}
-	caps := chartutil.DefaultCapabilities.Copy()
-	caps.KubeVersion = chartutil.KubeVersion{Version: kubernetes, Major: "1", Minor: "30"}
-	all, err := chartutil.ToRenderValues(c, values, chartutil.ReleaseOptions{Name: "birdtap", Namespace: "test", IsInstall: true}, caps)
+	var words bytes.Buffer
+	cmd := tool(t, "helm", "template", "birdtap", chartDir, "--namespace", "test", "--kube-version", kubernetes, "--values", "-")
+	cmd.Stdin, cmd.Stderr = bytes.NewReader(given), &words
+	out, err := cmd.Output()
 	if err != nil {
-		return nil, err
+		return "", fmt.Errorf("%w: %s", err, &words)
 	}
-	return engine.Render(c, all)
+	return string(out), nil
 }
 
 func valuesFiles(t *testing.T) []string {
@@ -51,78 +49,50 @@ func valuesFiles(t *testing.T) []string {
 
 func readValues(t *testing.T, file string) map[string]any {
 	t.Helper()
-	values, err := chartutil.ReadValuesFile(file)
+	text, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
+	}
+	var values map[string]any
+	if err := yaml.Unmarshal(text, &values); err != nil {
+		t.Fatalf("%s: %v", file, err)
 	}
 	return values
 }
 
-// schemas is kubeconform, with the schemas that are kept beside the chart: a field that
-// Kubernetes does not know is an error, and so is a kind without a schema.
-func schemas(t *testing.T) validator.Validator {
+// validate is kubeconform, with the schemas that are kept beside the chart, as .ci/chart
+// calls it.
+func validate(t *testing.T, text string) error {
 	t.Helper()
-	v, err := validator.New([]string{"../helm/schemas/{{ .ResourceKind }}_{{ .ResourceAPIVersion }}.json"}, validator.Opts{Strict: true, KubernetesVersion: "1.30.0"})
-	if err != nil {
-		t.Fatal(err)
+	cmd := tool(t, "kubeconform", "-strict", "-kubernetes-version", kubernetes,
+		"-schema-location", "../helm/schemas/{{ .ResourceKind }}_{{ .ResourceAPIVersion }}.json")
+	cmd.Stdin = strings.NewReader(text)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%w: %s", err, out)
 	}
-	return v
+	return nil
 }
 
-func validate(t *testing.T, v validator.Validator, name, text string) []error {
-	t.Helper()
-	var errs []error
-	for _, r := range v.Validate(name, io.NopCloser(strings.NewReader(text))) {
-		if r.Status == validator.Invalid || r.Status == validator.Error {
-			errs = append(errs, r.Err)
-		}
-	}
-	return errs
-}
-
-func TestChartLints(t *testing.T) {
+// What .ci/chart has linted, rendered and validated is also what birdtap wants.
+func TestChartRendersWhatBirdtapNeeds(t *testing.T) {
 	for _, file := range valuesFiles(t) {
 		t.Run(filepath.Base(file), func(t *testing.T) {
-			version := chartutil.KubeVersion{Version: kubernetes, Major: "1", Minor: "30"}
-			for _, m := range lint.AllWithKubeVersion(chartDir, readValues(t, file), "test", &version).Messages {
-				if m.Severity > support.InfoSev { // as helm lint --strict
-					t.Error(m)
-				}
-			}
-		})
-	}
-}
-
-func TestChartRendersWhatKubernetesTakes(t *testing.T) {
-	v := schemas(t)
-	for _, file := range valuesFiles(t) {
-		t.Run(filepath.Base(file), func(t *testing.T) {
-			values := readValues(t, file)
-			out, err := render(t, values)
+			t.Parallel()
+			text, err := render(t, readValues(t, file))
 			if err != nil {
 				t.Fatal(err)
 			}
-			var all []manifest
-			for name, text := range out {
-				if filepath.Ext(name) != ".yaml" {
-					continue
-				}
-				for _, err := range validate(t, v, name, text) {
-					t.Errorf("%s: %v", name, err)
-				}
-				all = append(all, parse(t, name, text)...)
-			}
-			checkManifests(t, all)
+			checkManifests(t, parse(t, text))
 		})
 	}
 }
 
-// The schemas are worth something only if they find what is wrong.
+// The schemas are worth something only if they find what is wrong: a field that
+// Kubernetes does not know, and a kind without a schema.
 func TestSchemasFindMistakes(t *testing.T) {
-	v := schemas(t)
 	const good = "apiVersion: policy/v1\nkind: PodDisruptionBudget\nmetadata: {name: a}\nspec: {maxUnavailable: 1, selector: {matchLabels: {a: b}}}\n"
-	if errs := validate(t, v, "good", good); len(errs) > 0 {
-		t.Errorf("%v", errs)
+	if err := validate(t, good); err != nil {
+		t.Error(err)
 	}
 	for what, text := range map[string]string{
 		"unknown field":     strings.Replace(good, "maxUnavailable", "maxUnavailabel", 1),
@@ -132,7 +102,7 @@ func TestSchemasFindMistakes(t *testing.T) {
 		"required":          "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\nspec: {template: {spec: {containers: [{name: a}]}}}\n",
 		"of ServiceMonitor": "apiVersion: monitoring.coreos.com/v1\nkind: ServiceMonitor\nmetadata: {name: a}\nspec: {selector: {}, endpoints: [{prot: ops}]}\n",
 	} {
-		if errs := validate(t, v, what, text); len(errs) == 0 {
+		if validate(t, text) == nil {
 			t.Errorf("%s is not found", what)
 		}
 	}
@@ -179,9 +149,12 @@ func TestChartRefuses(t *testing.T) {
 		"region and URL":         {set("embedded-everything.yaml", "clevertap.region", "in1"), "not both"},
 		"ingress without a host": {set("cluster.yaml", "ingress.enabled", true), "ingress.host"},
 	} {
-		if _, err := render(t, tt.values); err == nil || !strings.Contains(err.Error(), tt.says) {
-			t.Errorf("%s: %v, want an error with %q", what, err, tt.says)
-		}
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			if _, err := render(t, tt.values); err == nil || !strings.Contains(err.Error(), tt.says) {
+				t.Errorf("%v, want an error with %q", err, tt.says)
+			}
+		})
 	}
 }
 
@@ -190,21 +163,16 @@ func TestChartGivesTheSenderItsSecrets(t *testing.T) {
 	for file, senders := range map[string][]string{
 		"cluster.yaml": nil, "embedded.yaml": nil, "everything.yaml": {"sender"}, "embedded-everything.yaml": {"serve"},
 	} {
-		out, err := render(t, readValues(t, "testdata/values/"+file))
+		text, err := render(t, readValues(t, "testdata/values/"+file))
 		if err != nil {
 			t.Fatal(err)
 		}
 		var found []string
-		for name, text := range out {
-			if filepath.Ext(name) != ".yaml" {
-				continue
-			}
-			for _, m := range parse(t, name, text) {
-				for _, c := range m.Spec.Template.Spec.Containers {
-					for _, v := range c.Env {
-						if v.Name == "BIRDTAP_SENDER_TOKENS_FILE" {
-							found = append(found, c.Args[0])
-						}
+		for _, m := range parse(t, text) {
+			for _, c := range m.Spec.Template.Spec.Containers {
+				for _, v := range c.Env {
+					if v.Name == "BIRDTAP_SENDER_TOKENS_FILE" {
+						found = append(found, c.Args[0])
 					}
 				}
 			}
@@ -264,7 +232,6 @@ type podSpec struct {
 }
 
 type manifest struct {
-	file     string
 	Kind     string
 	Metadata struct{ Name string }
 	Spec     struct {
@@ -280,18 +247,18 @@ type manifest struct {
 	}
 }
 
-func parse(t *testing.T, file, text string) []manifest {
+func parse(t *testing.T, text string) []manifest {
 	t.Helper()
 	var all []manifest
 	d := yaml.NewDecoder(strings.NewReader(text))
 	for {
-		m := manifest{file: file}
+		var m manifest
 		err := d.Decode(&m)
 		if errors.Is(err, io.EOF) {
 			return all
 		}
 		if err != nil {
-			t.Fatalf("%s: %v", file, err)
+			t.Fatal(err)
 		}
 		if m.Kind != "" {
 			all = append(all, m)
