@@ -6,6 +6,10 @@ import (
 	"flag"
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -16,17 +20,29 @@ import (
 // More of them, for figures: go test -tags integration ./integration -run Cluster/Faults -handovers 10 -crashes 10.
 var (
 	handOvers = flag.Int("handovers", 1, "how often TestCluster/Faults takes the active relay away, in each of four ways")
-	crashes   = flag.Int("crashes", 1, "how often TestCluster/Faults kills the node that the relay reads from, and half as often as the leader of the stream")
+	crashes   = flag.Int("crashes", 1, "how often TestCluster/Faults kills the node that the relay reads from, and the leader of the stream")
 )
 
 // pauseFor is how long machines sleep: well into another relay's term, and so long that
-// the other nodes have long elected a leader.
-const pauseFor = 12 * time.Second
+// the other nodes have long elected a leader. cutOffFor is how long a relay stays cut off:
+// into the other's term, too.
+const (
+	pauseFor  = 30 * time.Second
+	cutOffFor = 12 * time.Second
+)
+
+// slowLatency is nearly as long as a caller waits, and longer than a hand-over takes.
+const slowLatency = clevertapTimeout - time.Second
 
 // The whole system in containers, with traffic going on.
 func TestCluster(t *testing.T) {
 	f := newFleet(t)
 	f.phase("Faults", f.faultByFault)
+	f.phase("CleverTap", f.cleverTapFails)
+	f.phase("Letters", f.lettersDie)
+	if *flips > 0 {
+		f.phase("FlippedByte", f.flippedByte)
+	}
 	f.phase("RollingRestart", f.rollingRestart)
 	f.phase("Nemesis", f.randomFaults)
 }
@@ -42,16 +58,17 @@ func (f *fleet) faultByFault(t *testing.T) {
 		Refuse: 0.005, Again: 0.005, AtDoor: 0.005, Several: 0.01, Broken: 0.005,
 	})
 	moreOK(t, f.client.Log(), 300, readyWithin)
+	f.learn()
 
 	for range *crashes {
-		f.suffer("the node killed that the relay reads from", func() string { return f.crash(f.readFrom()) })
-		for range 2 {
-			f.suffer("the stream's leader killed", func() string {
-				leader, _ := f.leader()
-				return f.crash(leader)
-			})
-		}
+		f.suffer("the node killed that the relay reads from", func() string { return f.crash(f.readFrom(), func() {}) })
+		f.suffer("the stream's leader killed, an identity map imported while it is away", func() string {
+			leader, _ := f.leader()
+			return f.crash(leader, f.learn)
+		})
 	}
+	f.suffer("one leader after the other killed", f.killLeaders)
+	f.suffer("all ingests and relays killed", f.killDaemons)
 	f.suffer("the stream's leader paused and woken", func() string {
 		leader, _ := f.leader()
 		return f.sleep(leader)
@@ -60,6 +77,7 @@ func (f *fleet) faultByFault(t *testing.T) {
 	f.suffer("two of three nodes gone", f.loseQuorum)
 	for range *handOvers {
 		f.suffer("active relay killed", f.killActive)
+		f.suffer("active relay killed while CleverTap hardly answers", f.killActiveWhileSlow)
 		f.suffer("active relay told to stop", f.stopActive)
 		f.suffer("active relay paused and woken", f.pauseActive)
 		f.suffer("active relay cut off from the queue", f.cutOffActive)
@@ -71,7 +89,7 @@ func (f *fleet) faultByFault(t *testing.T) {
 func (f *fleet) suffer(name string, fault func() string) {
 	f.t.Helper()
 	log := f.client.Log()
-	before, was, counts := f.account(), f.counts(), log.Counts()
+	before, was, counts, may := f.account(), f.counts(), log.Counts(), f.mayRepeat
 	began := time.Now()
 	result := fault()
 	healed := time.Now()
@@ -83,16 +101,18 @@ func (f *fleet) suffer(name string, fault func() string) {
 	end := time.Now()
 	terms, duplicates := after.Relay.Term-before.Relay.Term, is.Duplicates-was.Duplicates
 	sent := log.Counts()
-	f.t.Logf("%s: %s; the doors gave no 2xx for %.2f s, %d receipts had another answer; no upload for %.2f s; %d changes of hands, %d duplicates; whole %.1f s after",
+	// What a term leaves behind unrecorded, what was answered badly, and what the fault says.
+	may = f.mayRepeat - may + terms*outAtOnce + is.MayRepeat - was.MayRepeat
+	f.t.Logf("%s: %s; the doors gave no 2xx for %.2f s, %d receipts had another answer; no upload for %.2f s, up to %d calls in flight; %d changes of hands, %d duplicates of at most %d; whole %.1f s after",
 		name, result,
 		longest(began, append(f.pulse.since(began), end)).Seconds(),
 		sent.Attempts-counts.Attempts-(sent.Taken-counts.Taken),
-		longest(began, append(f.calls(began, f.relays...), end)).Seconds(),
-		terms, duplicates, took.Seconds())
+		longest(began, append(f.calls(began, f.relays...), end)).Seconds(), f.mostSince(began),
+		terms, duplicates, may, took.Seconds())
 	f.faults = append(f.faults, name)
-	f.mayRepeat += terms * outAtOnce // what a term leaves behind unrecorded
-	if duplicates > terms*outAtOnce {
-		f.t.Errorf("%s made %d duplicates, want at most %d", name, duplicates, terms*outAtOnce)
+	f.mayRepeat += terms*outAtOnce + is.MayRepeat - was.MayRepeat
+	if duplicates > may {
+		f.t.Errorf("%s made %d duplicates, want at most %d", name, duplicates, may)
 	}
 	if is.MaxInFlight > accountCalls {
 		f.t.Errorf("%s: %d calls were in flight at once, CleverTap allows %d", name, is.MaxInFlight, accountCalls)
@@ -120,41 +140,126 @@ func (f *fleet) caughtUp() {
 	})
 }
 
-// readFrom is the node where the consumer of the active relay lives; a follower, if that
-// is one of them.
-func (f *fleet) readFrom() *machine {
+// readFrom is the node where the consumer of the active relay lives.
+func (f *fleet) readFrom() (node *machine) {
 	f.t.Helper()
-	leader, others := f.leader()
-	for _, m := range others {
-		if f.reads(m) {
-			return m
+	eventually(f.t, wholeWithin, "the relay reads", func() bool {
+		for _, m := range f.nodes {
+			if f.reads(m) {
+				node = m
+			}
 		}
-	}
-	return leader
+		return node != nil
+	})
+	return node
 }
 
-// role says what a node is to the receipts' stream.
+// role says what a node is to birdtap. Whatever it leads stands still until another one is
+// elected: that of the cluster itself has to be there for a reader to begin anew, that of
+// the state for a relay to keep its lease.
 func (f *fleet) role(node *machine) string {
 	f.t.Helper()
-	leader, _ := f.leader()
-	role := "a follower"
-	if node == leader {
-		role = "the leader"
+	var leads []string
+	for _, name := range fleetStreams {
+		if info, err := f.stream(name); err == nil && info.Cluster != nil && info.Cluster.Leader == node.name {
+			leads = append(leads, name)
+		}
+	}
+	if f.asks(node).Meta.Leader == node.name {
+		leads = append(leads, "the cluster")
+	}
+	role := node.name + ", which leads nothing"
+	if len(leads) > 0 {
+		role = node.name + ", which leads " + strings.Join(leads, ", ")
 	}
 	if f.reads(node) {
-		role += ", where the relay reads"
+		role += ", and where the relay reads"
 	}
-	return node.name + ", " + role
+	return role
 }
 
-// crash kills a node and starts it when the others have gone on without it.
-func (f *fleet) crash(node *machine) string {
+// learn imports an identity map, and waits until every ingest goes by it. Each map names
+// the users anew, and one more.
+func (f *fleet) learn() {
+	f.t.Helper()
+	f.maps++
+	file := filepath.Join(f.t.TempDir(), "users.csv")
+	text := "user_id,identity\n"
+	known := func(user int) string { return fmt.Sprintf("%s-known-%d-by-map-%d", probeUser, user, f.maps) }
+	for user := range f.maps {
+		text += fmt.Sprintf("%s-%d,%s\n", probeUser, user, known(user))
+	}
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		f.t.Fatal(err)
+	}
+	eventually(f.t, wholeWithin, "an operator has imported the map", func() bool { // its stream may just elect a leader
+		_, err := f.at.output("identities", "import", file)
+		return err == nil
+	})
+	for _, m := range f.ingests {
+		want := fmt.Sprintf("birdtap_identities %d\n", f.maps)
+		eventually(f.t, time.Minute, m.name+" goes by the map", func() bool {
+			return strings.Contains(get("http://"+m.ports[opsPort]+"/metrics"), want)
+		})
+		for user := range f.maps {
+			if got := f.probe(m.door(), fmt.Sprintf("%s-%d", probeUser, user)); got.status != http.StatusOK {
+				f.t.Errorf("%s answers a probe with %d, %v", m.name, got.status, got.err)
+			}
+		}
+	}
+	for user := range f.maps {
+		eventually(f.t, time.Minute, "CleverTap gets identities of the map", func() bool {
+			return len(f.accepted(`"`+known(user)+`"`)) >= len(f.ingests)
+		})
+		if n := len(f.accepted(fmt.Sprintf(`"%s-%d"`, probeUser, user))); n > 0 {
+			f.t.Errorf("CleverTap got %d receipts of a user that it does not know, who is in the map", n)
+		}
+	}
+}
+
+// crash kills a node and starts it when the others have gone on without it, and something
+// was done meanwhile.
+func (f *fleet) crash(node *machine, meanwhile func()) string {
 	f.t.Helper()
 	role := f.role(node)
 	node.kill()
 	f.goOn(node)
+	meanwhile()
 	node.start()
 	return role
+}
+
+// killLeaders kills whoever leads, as soon as the one before is back.
+func (f *fleet) killLeaders() string {
+	f.t.Helper()
+	var names []string
+	for range leaders {
+		f.whole()
+		leader, _ := f.leader()
+		names = append(names, leader.name)
+		f.crash(leader, func() {})
+	}
+	return strings.Join(names, ", ")
+}
+
+// leaders is how many are killed one after the other.
+const leaders = 3
+
+// killDaemons leaves the queue alone with what it has.
+func (f *fleet) killDaemons() string {
+	f.t.Helper()
+	daemons := slices.Concat(f.ingests, f.relays)
+	for _, m := range daemons {
+		m.kill()
+	}
+	began := time.Now()
+	for _, m := range daemons {
+		m.start()
+	}
+	moreOK(f.t, f.client.Log(), 100, readyWithin)
+	taken := time.Since(began)
+	eventually(f.t, handOver, "a relay uploads", func() bool { return len(f.calls(began, f.relays...)) > 0 })
+	return fmt.Sprintf("100 receipts taken in %.2f s after the start, uploads after %.2f s", taken.Seconds(), time.Since(began).Seconds())
 }
 
 // goOn waits until the other two nodes take receipts in, and a relay uploads.
@@ -207,7 +312,7 @@ func (f *fleet) loseQuorum() string {
 	<-time.After(time.Until(gone.Add(6 * time.Second)))
 	ready := 0
 	taken := f.client.Log().Counts().Taken
-	for range 3 {
+	for range 2 {
 		slowest = max(slowest, f.refused())
 		for _, m := range f.ingests {
 			if m.ready() {
@@ -221,17 +326,26 @@ func (f *fleet) loseQuorum() string {
 	for _, m := range others {
 		m.start()
 	}
-	return fmt.Sprintf("not ready after %.1f s, ready all the same at %d of 6 looks; the slowest 503 took %.2f s", unready.Seconds(), ready, slowest.Seconds())
+	return fmt.Sprintf("not ready after %.1f s, ready all the same at %d of 4 looks; the slowest 503 took %.2f s", unready.Seconds(), ready, slowest.Seconds())
 }
 
-// refused posts to each door, and wants a 503 with Retry-After in time, whatever an
-// ingest knows by then. It returns how long the slower one took.
+// refused posts to all doors at once, and wants a 503 with Retry-After in time, whatever
+// an ingest knows by then. It returns how long the slower one took.
 func (f *fleet) refused() (slowest time.Duration) {
 	f.t.Helper()
-	for _, m := range f.ingests {
-		began := time.Now()
-		got := f.probe(m.door())
-		took := time.Since(began)
+	answers, times := make([]answer, len(f.ingests)), make([]time.Duration, len(f.ingests))
+	var all sync.WaitGroup
+	for i, m := range f.ingests {
+		body := f.probeBody(probeUser)
+		all.Go(func() {
+			began := time.Now()
+			answers[i] = postTo(f.t.Context(), m.door(), passcode, body)
+			times[i] = time.Since(began)
+		})
+	}
+	all.Wait()
+	for i, m := range f.ingests {
+		got, took := answers[i], times[i]
 		slowest = max(slowest, took)
 		if got.status != http.StatusServiceUnavailable || got.header.Get("Retry-After") == "" {
 			f.t.Errorf("%s answered %d (%v), Retry-After %q, want 503 with one", m.name, got.status, got.err, got.header.Get("Retry-After"))
@@ -250,7 +364,30 @@ func (f *fleet) killActive() string {
 	active.kill()
 	took := f.firstCall(standby, began)
 	active.start()
-	return fmt.Sprintf("the other uploads after %.2f s; up to %d calls in flight so far", took.Seconds(), f.counts().MaxInFlight)
+	return fmt.Sprintf("the other uploads after %.2f s", took.Seconds())
+}
+
+// killActiveWhileSlow leaves calls behind that go on at CleverTap for longer than the
+// other relay needs to take over. It has to reckon with them.
+func (f *fleet) killActiveWhileSlow() string {
+	f.t.Helper()
+	active, standby := f.pair()
+	f.tell("latency", "for", slowLatency.String())
+	slow := time.Now()
+	eventually(f.t, time.Minute, "as many calls hang as there may be", func() bool {
+		return len(f.calls(slow, active)) >= maxInFlight && f.counts().InFlight >= maxInFlight
+	})
+	began := time.Now()
+	active.kill()
+	left := f.counts().InFlight
+	took := f.firstCall(standby, began)
+	still := f.counts().InFlight
+	eventually(f.t, time.Minute, "the calls left behind are over", func() bool {
+		return f.counts().InFlight <= len(f.calls(began, standby))
+	})
+	f.tell("latency", "for", usualLatency.String())
+	active.start()
+	return fmt.Sprintf("%d calls left behind; the other uploads after %.2f s, %d in flight then", left, took.Seconds(), still)
 }
 
 func (f *fleet) stopActive() string {
@@ -293,7 +430,7 @@ func (f *fleet) cutOffActive() string {
 	began := time.Now()
 	active.cutOff()
 	took := f.firstCall(standby, began)
-	<-time.After(time.Until(began.Add(pauseFor))) // while it would still reach CleverTap
+	<-time.After(time.Until(began.Add(cutOffFor))) // while it would still reach CleverTap
 	calls := f.calls(began, active)
 	last := time.Duration(0)
 	if len(calls) > 0 {

@@ -26,39 +26,23 @@ func (f *fleet) rollingRestart(t *testing.T) {
 	seed := seedOf(t)
 	b := newBalancer(t, f.ingests)
 	f.begin(history.Options{
-		Run: "rolling", Seed: seed, Doors: []string{b.url + "/1/upload"}, Rate: 700,
+		Run: "rolling", Seed: seed, Doors: []string{b.url + "/1/upload"}, Rate: 1000,
 		Several: 0.01, GiveUp: 1,
 	})
 	log := f.client.Log()
 	moreOK(t, log, 300, readyWithin)
 	before := f.account().Relay.Term
-	restart := func(m *machine, drain func()) {
-		bad := log.Counts().Attempts - log.Counts().Taken
-		began := time.Now()
-		drain()
-		if code := m.terminate(stopWithin); code != 0 && code != natsCode {
-			t.Errorf("SIGTERM ended %s with code %d, want 0", m.name, code)
-		}
-		stopped := time.Since(began)
-		moreOK(t, log, 100, time.Minute)
-		m.start()
-		f.whole()
-		now := log.Counts()
-		t.Logf("%s: stopped within %.2f s, whole again after %.1f s; %d receipts under way or not answered 2xx (%d before)",
-			m.name, stopped.Seconds(), time.Since(began).Seconds(), now.Attempts-now.Taken, bad)
-	}
+	asItWas := func(m *machine) { m.start() }
 	for _, m := range f.nodes {
-		restart(m, func() {})
-		f.faults = append(f.faults, m.name+" restarted")
+		f.replace(m, "restarted", asItWas)
 	}
 	for _, m := range f.relays {
-		restart(m, func() {})
-		f.faults = append(f.faults, m.name+" restarted")
+		f.replace(m, "restarted", asItWas)
 	}
 	for i, m := range f.ingests {
-		restart(m, func() { b.drain(i) })
+		b.drain(i)
+		f.replace(m, "restarted", asItWas)
 		b.admit(i)
-		f.faults = append(f.faults, m.name+" restarted")
 	}
 	if err := log.Wait(t.Context(), func(c history.Counts) bool { return c.Sent >= rollingReceipts }); err != nil {
 		t.Fatal(err)
@@ -68,6 +52,26 @@ func (f *fleet) rollingRestart(t *testing.T) {
 		t.Errorf("of %d receipts %d were not answered 2xx", c.Sent, c.Sent-c.OK-c.Refused)
 	}
 	f.finish(seed, (f.account().Relay.Term-before)*outAtOnce)
+}
+
+// replace stops a machine while all else goes on, has another one take its place, and
+// waits until all is well.
+func (f *fleet) replace(m *machine, how string, by func(*machine)) {
+	f.t.Helper()
+	log := f.client.Log()
+	bad := log.Counts().Attempts - log.Counts().Taken
+	began := time.Now()
+	if code := m.terminate(stopWithin); code != 0 && code != natsCode {
+		f.t.Errorf("SIGTERM ended %s with code %d, want 0", m.name, code)
+	}
+	stopped := time.Since(began)
+	moreOK(f.t, log, 100, time.Minute)
+	by(m)
+	f.whole()
+	now := log.Counts()
+	f.t.Logf("%s %s: stopped within %.2f s, whole again after %.1f s; %d receipts under way or not answered 2xx (%d before)",
+		m.name, how, stopped.Seconds(), time.Since(began).Seconds(), now.Attempts-now.Taken, bad)
+	f.faults = append(f.faults, m.name+" "+how)
 }
 
 // natsCode is what nats-server ends with after SIGTERM.

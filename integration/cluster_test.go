@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -21,8 +22,6 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json"
-	"github.com/moby/moby/api/types/container"
-	dockernet "github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/client"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -40,16 +39,17 @@ import (
 //
 // The queue has a network of its own. So a relay can be cut off from it, and still reach
 // CleverTap. Each relay knows CleverTap by a name of its own, so that the receiver tells
-// who calls.
+// who calls. The nodes run the shipped configuration, and know everybody by certificate.
 type fleet struct {
-	t      *testing.T
-	docker *docker
-	at     *birdtap // for commands: from outside, by the published ports of the nodes
-	fake   string   // URL
+	t            *testing.T
+	docker       *docker
+	certificates string   // directory
+	at           *birdtap // for an operator's commands: from outside, by the published ports of the nodes
 
 	nodes, ingests, relays []*machine
+	destination            *machine // CleverTap, or Sendbird where senders are tried
 
-	js jetstream.JetStream
+	js jetstream.JetStream // as the admin
 
 	// Of the run that goes on.
 	run    string
@@ -57,59 +57,43 @@ type fleet struct {
 	stop   func() // of the client
 	pulse  *pulse
 	faults []string
-	// mayRepeat is how many records it may have sent twice.
-	mayRepeat int
+	// mayRepeat is how many records it may have sent twice, and replayTwice how many
+	// letters it may have replayed twice.
+	mayRepeat, replayTwice int
 
 	// Of all runs.
+	maps    int // identity maps imported
+	twice   int // letters replayed twice
 	sent    history.Counts
 	arrived int      // records that CleverTap took
 	probes  int      // receipts of no run
 	earlier []string // what the ids of receipts of runs that are over begin with
 }
 
-// machine is a container that can be ended, paused, cut off, and be there again at the
-// same place.
-type machine struct {
-	f         *fleet
-	name      string
-	container *testcontainers.DockerContainer
-	id        string
-	ports     map[string]string // host:port outside by the port inside
-	paused    bool
-}
+// clevertapTimeout is longer than a busy machine holds up a call.
+const clevertapTimeout = 8 * time.Second
 
-// The ports inside, as Docker spells them.
-const (
-	natsPort = "4222/tcp"
-	doorPort = "8080/tcp"
-	opsPort  = "9090/tcp"
-)
-
-// nodeConfig is that of every node; they differ in their name. Routes are names, since a
-// container may have another address each time it starts. And what the nodes know of
-// each other's addresses is of no use outside.
-const nodeConfig = `server_name: $NODE
-port: 4222
-jetstream { store_dir: /data, sync_interval: always }
-cluster {
-	name: birdtap
-	port: 6222
-	no_advertise: true
-	routes: [nats://nats-1:6222, nats://nats-2:6222, nats://nats-3:6222]
-}
+// nodeImage has everything where the shipped configuration looks for it, and keeps what a
+// node has stored over a restart of its container.
+const nodeImage = `FROM scratch
+COPY nats-server /
+COPY nats-server.conf /etc/nats/
+COPY ca.crt server.crt server.key /etc/nats/tls/
+VOLUME /data
+ENTRYPOINT ["/nats-server"]
 `
-
-// nodeImage keeps what a node has stored over a restart of its container.
-const nodeImage = "FROM scratch\nCOPY . /\nVOLUME /data\nENTRYPOINT [\"/nats-server\"]\n"
 
 // fleetEnv is what all of birdtap in the fleet has in common. Calls are small, so that
 // there are always some in flight.
 func fleetEnv(more map[string]string) map[string]string {
 	env := clusterEnv(map[string]string{
-		"NATS_URL": "nats://nats-1:4222,nats://nats-2:4222,nats://nats-3:4222", "REPLICAS": "3",
-		"CLEVERTAP_TIMEOUT": "8s", // longer than a busy machine holds up a call
+		"NATS_URL": "tls://nats-1:4222,tls://nats-2:4222,tls://nats-3:4222", "REPLICAS": "3",
+		"CLEVERTAP_TIMEOUT": clevertapTimeout.String(),
 		"BATCH_MAX_RECORDS": strconv.Itoa(batchRecords),
 	})
+	if *clusterSoak > time.Hour {
+		env["LOG_LEVEL"] = "warn" // a line for every call would fill a disk
+	}
 	maps.Copy(env, more)
 	return env
 }
@@ -118,48 +102,67 @@ func fleetEnv(more map[string]string) map[string]string {
 func newFleet(t *testing.T) *fleet {
 	t.Helper()
 	began := time.Now()
-	d := newDocker(t)
-	f := &fleet{t: t, docker: d}
-	outside := d.network()
-	birdtapImage := d.image(birdtapBinary(t), nil)
-	nodeImage := d.image(natsBinary(t), map[string]string{"Dockerfile": nodeImage, "nats.conf": nodeConfig})
-
-	relayNames := []string{"a", "b"}
-	fake := d.runIn([]*testcontainers.DockerNetwork{outside}, d.image(fakeBinary(t), nil), []string{"clevertap-a", "clevertap-b"},
-		testcontainers.WithCmd("-latency", usualLatency.String(), "-account", accountID, "-passcode", passcode),
-		testcontainers.WithExposedPorts(fakePort+"/tcp"),
-		testcontainers.WithWaitStrategyAndDeadline(startWithin, wait.ForHTTP("/-/counts").WithPort(fakePort+"/tcp")))
-	f.fake = endpoint(t, fake, fakePort+"/tcp", "http")
-
-	// A node is of use when it sees another one: all of them start before one is waited for.
-	var urls []string
-	for n := 1; n <= 3; n++ {
-		name := fmt.Sprintf("nats-%d", n)
-		m := f.machine(nodeImage, name, nil, []string{natsPort},
-			testcontainers.WithCmd("-c", "/nats.conf"), testcontainers.WithEnv(map[string]string{"NODE": name}))
-		f.nodes = append(f.nodes, m)
-		urls = append(urls, "nats://"+m.ports[natsPort])
-	}
-	f.at = newBirdtap(t, fleetEnv(map[string]string{"NATS_URL": strings.Join(urls, ","), "DATA_DIR": t.TempDir()}))
-	f.connect(f.at.env["NATS_URL"])
-	var err error
-	eventually(t, startWithin, "the streams are made", func() bool {
-		_, err = f.at.output("init")
-		return err == nil
-	})
-
-	for n := 1; n <= 2; n++ {
-		f.ingests = append(f.ingests, f.daemon(birdtapImage, "ingest", fmt.Sprintf("ingest-%d", n), nil, nil))
-	}
-	for _, name := range relayNames {
-		f.relays = append(f.relays, f.daemon(birdtapImage, "relay", "relay-"+name,
-			[]*testcontainers.DockerNetwork{outside},
-			map[string]string{"CLEVERTAP_URL": "http://clevertap-" + name + ":" + fakePort}))
-	}
+	f := newNodes(t)
+	f.startDaemons(birdtapBinary(t), nil)
 	f.whole()
 	t.Cleanup(f.end) // before the containers are removed, which is slow while they live
 	t.Logf("the cluster works after %.1f s", time.Since(began).Seconds())
 	return f
+}
+
+// startDaemons starts CleverTap and, of a binary, all that has to do with receipts.
+func (f *fleet) startDaemons(binary string, env map[string]string) {
+	f.t.Helper()
+	outside := []*testcontainers.DockerNetwork{f.docker.network()}
+	// The second network is for the test, which goes on looking while nobody else can call.
+	f.destination = f.machine(f.docker.image(fakeBinary(f.t), nil), []string{"clevertap-a", "clevertap-b"},
+		append(outside, f.docker.network()), []string{fakePort + "/tcp"}, destinationRoom,
+		testcontainers.WithCmd("-latency", usualLatency.String(), "-outlive", "-timeout", clevertapTimeout.String(), "-account", accountID, "-passcode", passcode),
+		testcontainers.WithWaitStrategyAndDeadline(startWithin, wait.ForHTTP("/-/counts").WithPort(fakePort+"/tcp")))
+	image := f.docker.image(binary, nil)
+	for n := 1; n <= 2; n++ {
+		f.ingests = append(f.ingests, f.daemon(image, "ingest", fmt.Sprintf("ingest-%d", n), nil, env))
+	}
+	for _, name := range []string{"a", "b"} {
+		of := map[string]string{"CLEVERTAP_URL": "http://clevertap-" + name + ":" + fakePort}
+		maps.Copy(of, env)
+		f.relays = append(f.relays, f.daemon(image, "relay", "relay-"+name, outside, of))
+	}
+}
+
+// newNodes starts a cluster of three, with the shipped configuration, and makes the streams.
+func newNodes(t *testing.T) *fleet {
+	t.Helper()
+	f := &fleet{t: t, docker: newDocker(t), certificates: t.TempDir()}
+	if out, err := exec.Command("../deploy/certificates", f.certificates, "nats-1", "nats-2", "nats-3", "localhost").CombinedOutput(); err != nil {
+		t.Fatalf("deploy/certificates: %v\n%s", err, out)
+	}
+	urls := f.startNodes(f.nodeImage(), "tls")
+	f.at = newBirdtap(t, fleetEnv(map[string]string{"NATS_URL": urls, "DATA_DIR": t.TempDir()})).with(f.user("operator", f.certificates))
+	admin := f.at.with(f.user("admin", f.certificates))
+	f.connect(urls, nats.RootCAs(admin.env["NATS_CA_FILE"]), nats.ClientCert(admin.env["NATS_CERT_FILE"], admin.env["NATS_KEY_FILE"]),
+		nats.CustomInboxPrefix("_INBOX.BIRDTAP.birdtap-admin"))
+	eventually(t, startWithin, "the streams are made", func() bool {
+		_, err := admin.output("init")
+		return err == nil
+	})
+	return f
+}
+
+// startNodes starts three nodes of an image, and returns where they are from outside.
+func (f *fleet) startNodes(image, scheme string) (urls string) {
+	f.t.Helper()
+	// A node is of use when it sees another one: all of them start before one is waited for.
+	var list []string
+	for n := 1; n <= 3; n++ {
+		name := fmt.Sprintf("nats-%d", n)
+		m := f.machine(image, []string{name}, []*testcontainers.DockerNetwork{f.docker.net}, []string{natsPort, monitorPort}, nodeRoom,
+			testcontainers.WithCmd("-c", "/etc/nats/nats-server.conf", "-m", "8222"), // a window for the test
+			testcontainers.WithEnv(map[string]string{"NATS_SERVER_NAME": name}))
+		f.nodes = append(f.nodes, m)
+		list = append(list, strings.Replace(m.ports[natsPort], "127.0.0.1", scheme+"://localhost", 1)) // the name is in the certificate
+	}
+	return strings.Join(list, ",")
 }
 
 // phase runs one part of a test on the fleet, which goes on living.
@@ -169,40 +172,78 @@ func (f *fleet) phase(name string, part func(t *testing.T)) {
 		f.t, f.at.t = t, t
 		defer func() { f.t, f.at.t = whole, whole }()
 		part(t)
+		f.sound()
 	})
 }
 
-// daemon starts a role in a container. It is not waited for.
+// sound checks that nobody has ended by itself.
+func (f *fleet) sound() {
+	f.t.Helper()
+	for _, m := range f.machines() {
+		m.enough()
+		if is := m.state(); !is.Running && !m.down {
+			f.t.Errorf("%s has ended by itself with code %d", m.name, is.ExitCode)
+		}
+	}
+}
+
+// nodeImage builds an image with the shipped configuration, as it is.
+func (f *fleet) nodeImage() string {
+	f.t.Helper()
+	files := map[string]string{"Dockerfile": nodeImage}
+	for name, path := range map[string]string{
+		"nats-server.conf": "../deploy/nats-server.conf",
+		"ca.crt":           filepath.Join(f.certificates, "ca.crt"),
+		"server.crt":       filepath.Join(f.certificates, "server.crt"),
+		"server.key":       filepath.Join(f.certificates, "server.key"),
+	} {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		files[name] = string(text)
+	}
+	return f.docker.image(natsBinary(f.t), files)
+}
+
+// user is what makes one of the nodes' users of birdtap, with its certificates in a
+// directory. Where nobody has any, it is nothing.
+func (f *fleet) user(role, dir string) map[string]string {
+	if f.certificates == "" {
+		return map[string]string{}
+	}
+	return map[string]string{
+		"NATS_CA_FILE":   filepath.Join(dir, "ca.crt"),
+		"NATS_CERT_FILE": filepath.Join(dir, "birdtap-"+role+".crt"),
+		"NATS_KEY_FILE":  filepath.Join(dir, "birdtap-"+role+".key"),
+	}
+}
+
+// daemon starts a role in a container, as its own user of the nodes. It is not waited for.
 func (f *fleet) daemon(image, role, name string, beside []*testcontainers.DockerNetwork, more map[string]string) *machine {
 	f.t.Helper()
-	return f.machine(image, name, beside, []string{doorPort, opsPort},
-		testcontainers.WithCmd(role), testcontainers.WithEnv(daemonEnv(fleetEnv(more))))
-}
-
-// machine starts a container in the queue's network, and in others. Its ports are
-// published where they stay over a restart.
-func (f *fleet) machine(image, name string, beside []*testcontainers.DockerNetwork, ports []string, options ...testcontainers.ContainerCustomizer) *machine {
-	f.t.Helper()
-	m := &machine{f: f, name: name, ports: map[string]string{}}
-	bindings := dockernet.PortMap{}
-	for _, port := range ports {
-		m.ports[port] = freeAddr(f.t)
-		_, number, _ := strings.Cut(m.ports[port], ":")
-		bindings[dockernet.MustParsePort(port)] = []dockernet.PortBinding{{HostPort: number}}
+	const dir = "/nats"
+	user := f.user(role, dir)
+	var files []testcontainers.ContainerFile
+	for _, file := range user {
+		files = append(files, testcontainers.ContainerFile{
+			HostFilePath: filepath.Join(f.certificates, filepath.Base(file)), ContainerFilePath: file, FileMode: 0o400,
+		})
 	}
-	options = append(options,
-		testcontainers.WithExposedPorts(ports...),
-		testcontainers.WithHostConfigModifier(func(c *container.HostConfig) { c.PortBindings = bindings }))
-	m.container = f.docker.runIn(append([]*testcontainers.DockerNetwork{f.docker.net}, beside...), image, []string{name}, options...)
-	m.id = m.container.GetContainerID()
-	return m
+	maps.Copy(user, more)
+	env := daemonEnv(fleetEnv(user))
+	env["GOMEMLIMIT"] = daemonHeap
+	return f.machine(image, []string{name}, append([]*testcontainers.DockerNetwork{f.docker.net}, beside...), []string{doorPort, opsPort}, daemonRoom,
+		testcontainers.WithCmd(role), testcontainers.WithEnv(env), testcontainers.WithFiles(files...))
 }
 
-// connect is the test's own look at the nodes.
-func (f *fleet) connect(urls string) {
+// connect is the test's own look at the nodes: as one who may also change the limits of
+// streams.
+func (f *fleet) connect(urls string, options ...nats.Option) {
 	f.t.Helper()
-	nc, err := nats.Connect(urls, nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1),
-		nats.ReconnectWait(100*time.Millisecond), nats.PingInterval(time.Second), nats.MaxPingsOutstanding(2))
+	nc, err := nats.Connect(urls, append(options, nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1),
+		nats.ReconnectWait(100*time.Millisecond), nats.PingInterval(time.Second), nats.MaxPingsOutstanding(2),
+		nats.IgnoreDiscoveredServers())...) // those addresses are inside
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -212,10 +253,15 @@ func (f *fleet) connect(urls string) {
 	}
 }
 
-// end ends everything at once; what is paused cannot be told to stop. The logs stay.
+// end ends everything at once; what is paused cannot be told to stop. The logs stay, and
+// nobody may have been told that a right is missing.
 func (f *fleet) end() {
-	for _, m := range f.machines() {
-		m.keepLog()
+	for _, m := range append(f.machines(), f.destination) {
+		lines := m.keepLog()
+		// Who was paused gives answers when they are not allowed any more.
+		if i := slices.IndexFunc(lines, func(l string) bool { return strings.Contains(l, "Violation") && !strings.Contains(l, `"_INBOX.`) }); i >= 0 {
+			f.t.Errorf("%s lacked a right, or noted who did: %s", m.name, lines[i])
+		}
 		_, _ = f.docker.provider.Client().ContainerKill(context.Background(), m.id, client.ContainerKillOptions{})
 		if m.paused {
 			_, _ = f.docker.provider.Client().ContainerUnpause(context.Background(), m.id, client.ContainerUnpauseOptions{})
@@ -224,118 +270,6 @@ func (f *fleet) end() {
 }
 
 func (f *fleet) machines() []*machine { return slices.Concat(f.nodes, f.ingests, f.relays) }
-
-// keepLog writes what it has said beside the test's other logs.
-func (m *machine) keepLog() {
-	logs, err := m.container.Logs(context.Background())
-	if err != nil {
-		m.f.t.Logf("log of %s: %v", m.name, err)
-		return
-	}
-	defer logs.Close()
-	text, err := io.ReadAll(logs)
-	if err == nil {
-		err = os.WriteFile(filepath.Join(m.f.t.ArtifactDir(), m.name+".log"), text, 0o600)
-	}
-	if err != nil {
-		m.f.t.Logf("log of %s: %v", m.name, err)
-	}
-}
-
-// must fails the test if the engine has not done what it was told.
-func (m *machine) must(what string, err error) {
-	m.f.t.Helper()
-	if err != nil {
-		m.f.t.Fatalf("%s %s: %v", what, m.name, err)
-	}
-}
-
-func (m *machine) engine() (context.Context, client.APIClient) {
-	return m.f.t.Context(), m.f.docker.provider.Client()
-}
-
-// kill ends it as a crash would.
-func (m *machine) kill() {
-	m.f.t.Helper()
-	ctx, c := m.engine()
-	_, err := c.ContainerKill(ctx, m.id, client.ContainerKillOptions{})
-	m.must("kill", err)
-	m.exit(startWithin)
-}
-
-// terminate asks it to stop, and returns its exit code.
-func (m *machine) terminate(within time.Duration) int {
-	m.f.t.Helper()
-	ctx, c := m.engine()
-	_, err := c.ContainerKill(ctx, m.id, client.ContainerKillOptions{Signal: "SIGTERM"})
-	m.must("stop", err)
-	return m.exit(within)
-}
-
-// exit waits until it has ended, and returns its exit code.
-func (m *machine) exit(within time.Duration) (code int) {
-	m.f.t.Helper()
-	ctx, c := m.engine()
-	eventually(m.f.t, within, m.name+" has ended", func() bool {
-		is, err := c.ContainerInspect(ctx, m.id, client.ContainerInspectOptions{})
-		m.must("inspect", err)
-		code = is.Container.State.ExitCode
-		return !is.Container.State.Running
-	})
-	return code
-}
-
-// start starts it again.
-func (m *machine) start() {
-	m.f.t.Helper()
-	ctx, c := m.engine()
-	_, err := c.ContainerStart(ctx, m.id, client.ContainerStartOptions{})
-	m.must("start", err)
-}
-
-func (m *machine) pause() {
-	m.f.t.Helper()
-	ctx, c := m.engine()
-	_, err := c.ContainerPause(ctx, m.id, client.ContainerPauseOptions{})
-	m.must("pause", err)
-	m.paused = true
-}
-
-func (m *machine) wake() {
-	m.f.t.Helper()
-	ctx, c := m.engine()
-	_, err := c.ContainerUnpause(ctx, m.id, client.ContainerUnpauseOptions{})
-	m.must("wake", err)
-	m.paused = false
-}
-
-// cutOff takes it out of the queue's network: nothing arrives any more, in either
-// direction, and nobody is told.
-func (m *machine) cutOff() {
-	m.f.t.Helper()
-	ctx, c := m.engine()
-	_, err := c.NetworkDisconnect(ctx, m.f.docker.net.ID, client.NetworkDisconnectOptions{Container: m.id})
-	m.must("cut off", err)
-}
-
-func (m *machine) rejoin() {
-	m.f.t.Helper()
-	ctx, c := m.engine()
-	_, err := c.NetworkConnect(ctx, m.f.docker.net.ID, client.NetworkConnectOptions{
-		Container: m.id, EndpointConfig: &dockernet.EndpointSettings{Aliases: []string{m.name}},
-	})
-	m.must("connect", err)
-}
-
-func (m *machine) door() string { return "http://" + m.ports[doorPort] + "/1/upload" }
-
-// ready tells whether a daemon would store a receipt, or a relay reaches the queue.
-func (m *machine) ready() bool { return get("http://"+m.ports[opsPort]+"/readyz") != "" }
-
-// host is what CleverTap knows a relay by.
-func (m *machine) host() string {
-	return "clevertap-" + strings.TrimPrefix(m.name, "relay-") + ":" + fakePort
-}
 
 // fleetStreams are those that receipts need.
 var fleetStreams = []string{"BIRDTAP_RECEIPTS", "BIRDTAP_DEAD", "BIRDTAP_STATE"}
@@ -366,6 +300,7 @@ func (f *fleet) whole() {
 		for _, m := range slices.Concat(f.ingests, f.relays) {
 			if !m.ready() {
 				last = m.name + " is not ready"
+				m.supervise()
 				return false
 			}
 		}
@@ -421,27 +356,53 @@ func (f *fleet) leader() (leader *machine, others []*machine) {
 	return leader, others
 }
 
-// reads tells whether the relay's consumer lives on a node.
-func (f *fleet) reads(from *machine) bool {
-	ctx, cancel := context.WithTimeout(f.t.Context(), 2*time.Second)
-	defer cancel()
-	s, err := f.js.Stream(ctx, fleetStreams[0])
-	if err != nil {
-		return false
-	}
-	for c := range s.ListConsumers(ctx).Info() {
-		if c.Cluster != nil && c.Cluster.Leader == from.name {
-			return true
-		}
-	}
-	return false
+// nodeSays is what a node tells of itself and of the cluster; see f.asks.
+type nodeSays struct {
+	Meta struct {
+		Leader string `json:"leader"`
+	} `json:"meta_cluster"`
+	Accounts []struct {
+		Streams []struct {
+			Name      string                   `json:"name"`
+			Consumers []jetstream.ConsumerInfo `json:"consumer_detail"`
+		} `json:"stream_detail"`
+	} `json:"account_details"`
 }
 
-// The fake CleverTap's account of itself.
+// asks a node by the window that is opened for the test: none of birdtap's users may list
+// consumers. Of one that is gone there is nothing.
+func (f *fleet) asks(node *machine) (says nodeSays) {
+	if json.Unmarshal([]byte(get("http://"+node.ports[monitorPort]+"/jsz?consumers=true")), &says) != nil {
+		return nodeSays{}
+	}
+	return says
+}
+
+// reads tells whether the active relay's consumer lives on a node: the one that delivered
+// last. Some may be left over, of relays that were killed.
+func (f *fleet) reads(from *machine) bool {
+	node, last := "", time.Time{}
+	for _, m := range f.nodes {
+		for _, a := range f.asks(m).Accounts {
+			for _, s := range a.Streams {
+				for _, c := range s.Consumers {
+					if at := c.Delivered.Last; s.Name == fleetStreams[0] && c.Cluster != nil && c.Cluster.Leader == m.name && at != nil && at.After(last) {
+						node, last = m.name, *at
+					}
+				}
+			}
+		}
+	}
+	return node == from.name
+}
+
+// The destination's account of itself.
+
+func (f *fleet) fake() string { return "http://" + f.destination.ports[fakePort+"/tcp"] }
 
 func (f *fleet) get(path string, into any) {
 	f.t.Helper()
-	resp, err := http.Get(f.fake + path)
+	resp, err := http.Get(f.fake() + path)
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -451,14 +412,38 @@ func (f *fleet) get(path string, into any) {
 	}
 }
 
-func (f *fleet) counts() (c struct {
+// tell has the fake do something.
+func (f *fleet) tell(what, parameter, value string) {
+	f.t.Helper()
+	resp, err := http.Post(f.fake()+"/-/"+what+"?"+url.Values{parameter: {value}}.Encode(), "", nil)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		f.t.Fatalf("the fake CleverTap answers %s %q with %d", what, value, resp.StatusCode)
+	}
+}
+
+type fleetCounts struct {
 	fakeCounts
+	InFlight   int `json:"in_flight"`
 	Duplicates int `json:"duplicates"`
-},
-) {
+	MayRepeat  int `json:"may_repeat"`
+}
+
+func (f *fleet) counts() (c fleetCounts) {
 	f.t.Helper()
 	f.get("/-/counts", &c)
 	return c
+}
+
+// mostSince is how many calls were in flight at once since an instant.
+func (f *fleet) mostSince(t time.Time) int {
+	f.t.Helper()
+	var c fleetCounts
+	f.get(fmt.Sprintf("/-/counts?since=%d", t.UnixNano()), &c)
+	return c.MaxInFlight
 }
 
 // calls are the arrivals of calls since an instant, in order. Containers have the clock
@@ -514,24 +499,36 @@ func (f *fleet) pair() (active, standby *machine) {
 // begin begins a run.
 func (f *fleet) begin(o history.Options) {
 	f.t.Helper()
-	resp, err := http.Post(f.fake+"/-/run?name="+url.QueryEscape(o.Run), "", nil)
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	resp.Body.Close()
+	f.tell("run", "name", o.Run)
 	o.AccountID, o.Passcode = accountID, passcode
 	if o.Doors == nil {
 		o.Doors = []string{f.ingests[0].door(), f.ingests[1].door()}
 	}
 	// So many users that none has a hundred receipts waiting after an outage.
 	o.Clients, o.UsersPerClient = 16, 40
-	if o.Journal, err = os.Create(filepath.Join(f.t.ArtifactDir(), o.Run+".jsonl")); err != nil {
+	journal, err := os.Create(filepath.Join(f.keptIn(), o.Run+".jsonl"))
+	if err != nil {
 		f.t.Fatal(err)
 	}
-	f.run, f.faults, f.mayRepeat = o.Run, nil, 0
+	f.t.Cleanup(func() { journal.Close() })
+	o.Journal = journal
+	f.run, f.faults, f.mayRepeat, f.replayTwice = o.Run, nil, 0, 0
 	f.client = history.NewClient(o)
 	f.pulse = newPulse(f.t, f.client.Log())
 	f.stop = runClient(f.t, f.client)
+}
+
+// keptIn is where the history and the journal of each run stay.
+func (f *fleet) keptIn() string {
+	f.t.Helper()
+	if *soakOut == "" {
+		return f.t.ArtifactDir()
+	}
+	dir := *soakOut + ".runs"
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		f.t.Fatal(err)
+	}
+	return dir
 }
 
 // finish ends a run: what is queued leaves, and everything has to be where it belongs.
@@ -548,6 +545,11 @@ func (f *fleet) finish(seed uint64, duplicates int) history.Report {
 	f.arrived += received.Taken() + probes
 	all := f.sent
 	all.Attempts += f.probes
+	if f.replayTwice > 0 {
+		f.twice = max(0, min(len(deathsOf(letters))-(a.Died-a.Replayed-a.Purged), f.replayTwice))
+		f.t.Logf("%d letters were replayed twice, at most %d may be", f.twice, f.replayTwice)
+	}
+	a.twice = f.twice
 	a.addsUp(f.t, all, f.arrived, letters)
 	f.t.Logf("account: %+v", a)
 	report := history.Check(history.Evidence{
@@ -559,6 +561,13 @@ func (f *fleet) finish(seed uint64, duplicates int) history.Report {
 	})
 	report.MaxRecords = counts.MaxRecords
 	conclude(f.t, report, history.Limits{Duplicates: duplicates, InFlight: accountCalls, Records: batchRecords})
+	text, err := report.JSON()
+	if err == nil {
+		err = os.WriteFile(filepath.Join(f.keptIn(), f.run+".json"), text, 0o600)
+	}
+	if err != nil {
+		f.t.Error(err)
+	}
 	f.earlier = append(f.earlier, f.run+"-")
 	return report
 }
@@ -568,7 +577,21 @@ func (f *fleet) finish(seed uint64, duplicates int) history.Report {
 func (f *fleet) received() (_ *history.Received, probes int) {
 	f.t.Helper()
 	received := history.NewReceived(f.run)
-	resp, err := http.Get(f.fake + "/-/accepted")
+	for _, raw := range f.accepted("") {
+		if strings.Contains(string(raw), probeUser) {
+			probes++
+			continue
+		}
+		received.Accept(raw)
+	}
+	return received, probes
+}
+
+// accepted are the records that the fake CleverTap took in this run and that have some
+// text in them.
+func (f *fleet) accepted(with string) (list [][]byte) {
+	f.t.Helper()
+	resp, err := http.Get(f.fake() + "/-/accepted?with=" + url.QueryEscape(with))
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -577,28 +600,27 @@ func (f *fleet) received() (_ *history.Received, probes int) {
 	for {
 		line, err := lines.ReadString('\n')
 		if errors.Is(err, io.EOF) {
-			return received, probes
+			return list
 		}
 		raw, decodes := base64.StdEncoding.DecodeString(strings.TrimSpace(line))
 		if err != nil || decodes != nil {
 			f.t.Fatal(err, decodes)
 		}
-		if strings.Contains(string(raw), probeUser) {
-			probes++
-			continue
-		}
-		received.Accept(raw)
+		list = append(list, raw)
 	}
 }
 
-// probeUser is the user of receipts that are of no run.
+// probeUser is how the users of receipts that are of no run begin, here and at CleverTap.
 const probeUser = "probe-user"
 
 // probe posts a receipt of no run to a door.
-func (f *fleet) probe(door string) answer {
+func (f *fleet) probe(door, user string) answer {
+	return postTo(f.t.Context(), door, passcode, f.probeBody(user))
+}
+
+func (f *fleet) probeBody(user string) []byte {
 	f.probes++
-	return postTo(f.t.Context(), door, passcode,
-		fmt.Appendf(nil, `{"d":[{"identity":%q,"evtName":"Probe","evtData":{"status":"SENT","target_id":%d}}]}`, probeUser, f.probes))
+	return fmt.Appendf(nil, `{"d":[{"identity":%q,"evtName":"Probe","evtData":{"status":"SENT","target_id":%d}}]}`, user, f.probes)
 }
 
 // pulse notes when the doors answered 2xx.

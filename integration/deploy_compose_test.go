@@ -87,27 +87,27 @@ services:
 	if _, err := run("up", "-d", "nats-1", "nats-2", "nats-3", "init", "ingest-1", "ingest-2", "relay-1", "relay-2", "sender-1", "sender-2", "fake", "sendbird"); err != nil {
 		t.Fatal(err)
 	}
-	addr, err := run("port", "ingest-1", "8080")
-	if err != nil {
-		t.Fatal(err)
+	// A daemon that finds no streams yet ends, and is started again: with another port.
+	door := func(service string) string {
+		addr, err := run("port", service, "8080")
+		if err != nil {
+			t.Logf("no port just now: %v", err)
+		}
+		return "http://" + addr
 	}
 	eventually(t, 2*time.Minute, "a receipt is taken in", func() bool {
-		return tryUpload("http://"+addr, `{"identity":"user-1","evtName":"Offer","evtData":{"status":"SENT","target_id":1}}`) == http.StatusOK
+		return tryUpload(door("ingest-1"), `{"identity":"user-1","evtName":"Offer","evtData":{"status":"SENT","target_id":1}}`) == http.StatusOK
 	})
-	door, err := run("port", "sender-1", "8080")
-	if err != nil {
-		t.Fatal(err)
-	}
 	eventually(t, time.Minute, "a webhook call is taken in", func() bool {
 		const body = `{"targetId":7,"key_values":{"template_key":"sale","event_name":"Sale"},"profiles":[{"identity":"user-1"}]}`
-		return tryWebhook("http://"+door, passcode, body) == http.StatusOK
+		return tryWebhook(door("sender-1"), passcode, body) == http.StatusOK
 	})
 	eventually(t, time.Minute, "the receipt is delivered, the notification sent", func() bool {
 		out, err := run("run", "--rm", "operator", "status", "--json")
 		var a account
 		var s sendsAccount
 		return err == nil && json.Unmarshal([]byte(out), &a) == nil && json.Unmarshal([]byte(out), &s) == nil &&
-			a.Accepted == 1 && a.Delivered == 1 && s.Sends.Realtime.Sent == 1
+			a.Accepted >= 1 && a.Delivered == 1 && s.Sends.Realtime.Sent == 1
 	})
 }
 

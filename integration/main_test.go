@@ -64,26 +64,33 @@ var (
 )
 
 func builder(name, pkg string, flags ...string) func(*testing.T) string {
-	build := sync.OnceValues(func() (string, error) {
-		buildOneByOne.Lock()
-		defer buildOneByOne.Unlock()
-		path := filepath.Join(binaries, name)
-		args := append([]string{"build", "-trimpath", "-o", path}, flags...)
-		cmd := exec.Command("go", append(args, pkg)...)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return "", fmt.Errorf("build %s: %w\n%s", pkg, err, out)
-		}
-		return path, nil
-	})
+	return builderIn(".", name, pkg, flags...)
+}
+
+// builderIn builds a program as the module in a directory has it.
+func builderIn(dir, name, pkg string, flags ...string) func(*testing.T) string {
+	built := sync.OnceValues(func() (string, error) { return build(dir, name, pkg, flags...) })
 	return func(t *testing.T) string {
 		t.Helper()
-		path, err := build()
+		path, err := built()
 		if err != nil {
 			t.Fatal(err)
 		}
 		return path
 	}
+}
+
+func build(dir, name, pkg string, flags ...string) (path string, _ error) {
+	buildOneByOne.Lock()
+	defer buildOneByOne.Unlock()
+	path = filepath.Join(binaries, name)
+	args := append([]string{"build", "-trimpath", "-o", path}, flags...)
+	cmd := exec.Command("go", append(args, pkg)...)
+	cmd.Dir, cmd.Env = dir, append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build %s: %w\n%s", pkg, err, out)
+	}
+	return path, nil
 }
 
 // seedOf is SEED of the environment, or a new one. It is printed, so that a failure

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/birdtap/birdtap/clevertap/clevertaptest"
+	"github.com/birdtap/birdtap/integration/moods"
 )
 
 // seat is what a fault takes hold of. Faults of one seat never come together.
@@ -51,50 +52,10 @@ const (
 // nemesisFaults is every fault there is. A new one is a new line.
 var nemesisFaults = slices.Concat(cleverTapFaults, wireFaults, streetFaults, processFaults, operatorFaults)
 
-// always is a CleverTap that meets every call in one way.
-func always(name string, b clevertaptest.Behaviour) fault {
-	return fault{name: name, seat: atCleverTap, set: func(r *rig, _ *rand.Rand) func() {
-		r.fake.Always(b)
-		return r.fake.Normal
-	}}
-}
-
-// garbled is one whose answers cannot be understood.
-func garbled(name string, b clevertaptest.Behaviour) fault {
-	f := always(name, b)
-	f.settles = true
-	return f
-}
-
 // gib is a lot for an answer, in bytes.
 const gib = 1 << 30
 
-var cleverTapFaults = []fault{
-	always("slow answers", clevertaptest.Delay(rigTimeout/3)),
-	lasting(always("answers after the deadline", clevertaptest.Delay(rigTimeout+time.Second))),
-	always("hangs", clevertaptest.Hang()),
-	always("hangs after taking", clevertaptest.Hang().Taking()),
-	always("a byte a second", clevertaptest.SlowBytes(time.Second)),
-	always("500", clevertaptest.Status(http.StatusInternalServerError, nil, "")),
-	always("503 after taking", clevertaptest.Status(http.StatusServiceUnavailable, nil, "").Taking()),
-	always("429", clevertaptest.Status(http.StatusTooManyRequests, nil, "")),
-	always("429 with Retry-After", clevertaptest.RetryAfter(http.StatusTooManyRequests, time.Second)),
-	always("401", clevertaptest.Status(http.StatusUnauthorized, nil, "")),
-	always("403", clevertaptest.Status(http.StatusForbidden, nil, "")),
-	always("404", clevertaptest.Status(http.StatusNotFound, nil, "")),
-	garbled("400 to everything", clevertaptest.Status(http.StatusBadRequest, nil, "")),
-	garbled("413 to everything", clevertaptest.Status(http.StatusRequestEntityTooLarge, nil, "")),
-	garbled("a page in place of JSON", clevertaptest.HTML()),
-	garbled("half the JSON", clevertaptest.CutJSON()),
-	garbled("wrong counts", clevertaptest.WrongCounts(1)),
-	garbled("a fail that names nobody", clevertaptest.FailNamingNothing()),
-	garbled("1 GiB packed", clevertaptest.HugeGzip(gib)),
-	garbled("1 GiB", clevertaptest.Huge(gib)),
-	always("reset before the body", clevertaptest.ResetBeforeBody()),
-	always("reset after the body", clevertaptest.ResetAfterBody()),
-	always("closed after the body", clevertaptest.CloseAfterBody()),
-	always("answer cut off", clevertaptest.CutOff()),
-	always("reset in the answer", clevertaptest.ResetMidAnswer()),
+var cleverTapFaults = append(moody(), []fault{
 	{name: "flapping", seat: atCleverTap, set: flap},
 	{name: "some 500", seat: atCleverTap, set: failSome},
 	{name: "gone", seat: atCleverTap, repeats: outInRig, set: func(r *rig, _ *rand.Rand) func() {
@@ -105,10 +66,23 @@ var cleverTapFaults = []fault{
 			}
 		}
 	}},
-}
+}...)
 
-// lasting is a fault whose calls are answered as usual, but not in time.
-func lasting(f fault) fault { f.repeats = everything; return f }
+// moody is a CleverTap that meets every call in one way.
+func moody() []fault {
+	var list []fault
+	for _, m := range moods.All(rigTimeout) {
+		f := fault{name: m.Name, seat: atCleverTap, settles: m.Garbled, set: func(r *rig, _ *rand.Rand) func() {
+			r.fake.Always(m.Behaviour)
+			return r.fake.Normal
+		}}
+		if m.Late {
+			f.repeats = everything
+		}
+		list = append(list, f)
+	}
+	return list
+}
 
 // flap fails for a moment, works for a moment, and so on.
 func flap(r *rig, d *rand.Rand) func() {

@@ -168,6 +168,7 @@ func TestRelayStartsWhileStreamsAreMade(t *testing.T) {
 // other one takes over. Nothing is lost, every user's order holds, and CleverTap never
 // has more calls in flight than it allows.
 func TestRelaysHandOver(t *testing.T) {
+	t.Parallel()
 	seed := seedOf(t)
 	c := startCluster(t, "relays")
 	client := history.NewClient(history.Options{

@@ -82,7 +82,7 @@ func postLargest(t *testing.T, run, door string, callers, posts int) (taken int,
 	for caller := range callers {
 		all.Go(func() {
 			for post := range posts {
-				body, n := largest(fmt.Sprintf("%s-%d-%d", run, caller, post))
+				body, n := largest(fmt.Sprintf("%s-%d-%d", run, caller, post), 100)
 				got := postTo(t.Context(), door, passcode, body)
 				mu.Lock()
 				if answers[got.status]++; got.status == http.StatusOK {
@@ -97,8 +97,8 @@ func postLargest(t *testing.T, run, door string, callers, posts int) (taken int,
 }
 
 // largest is a call of nearly 5 MiB, and how many receipts it has. Each is of a user of
-// its own.
-func largest(prefix string) ([]byte, int) {
+// its own, and bears a note of so many bytes.
+func largest(prefix string, note int) ([]byte, int) {
 	var b bytes.Buffer
 	b.WriteString(`{"d":[`)
 	n := 0
@@ -107,7 +107,7 @@ func largest(prefix string) ([]byte, int) {
 			b.WriteByte(',')
 		}
 		fmt.Fprintf(&b, `{"identity":"%s-%d","evtName":"Order Shipped","evtData":{"status":"SENT","target_id":%d,"note":"%s"}}`,
-			prefix, n, n, strings.Repeat("n", 100))
+			prefix, n, n, strings.Repeat("n", note))
 		n++
 	}
 	b.WriteString(`]}`)

@@ -33,6 +33,7 @@ func buildBirdtap(ctx context.Context, dir string) (string, error) {
 type installation struct {
 	crew    *crew
 	binary  string
+	role    string // serve, unless said
 	dir     string
 	doors   string // host:port
 	window  string // host:port
@@ -55,7 +56,7 @@ func (b *run) install(cleverTap string, settings ...string) (*installation, erro
 		return nil, err
 	}
 	return &installation{
-		crew: b.crew, binary: b.binary, dir: dir, doors: doors, window: window,
+		crew: b.crew, binary: b.binary, role: "serve", dir: dir, doors: doors, window: window,
 		environ: append([]string{
 			"BIRDTAP_HTTP_ADDR=" + doors,
 			"BIRDTAP_OPS_ADDR=" + window,
@@ -89,7 +90,7 @@ func (i *installation) start(ctx context.Context) error {
 }
 
 func (i *installation) launch() error {
-	cmd := exec.CommandContext(i.crew.ctx, i.binary, "serve")
+	cmd := exec.CommandContext(i.crew.ctx, i.binary, i.role)
 	cmd.Env = i.environ
 	var err error
 	i.daemon, err = i.crew.launch(cmd)

@@ -3,6 +3,7 @@
 //	go run ./integration/bench            # or make bench
 //	go run ./integration/bench -queued 10000000 -only 'queued|kill'
 //	go run ./integration/bench -growth     # or make bench-growth
+//	go run ./integration/bench -cluster    # or make bench-cluster
 //
 // Every figure comes from the real binary, built by the bench and run as a process
 // of its own, as users run it. Around it stand further processes, all on loopback:
@@ -41,6 +42,7 @@ type options struct {
 	dir     string         // where the queue is
 	timeout time.Duration  // of everything
 	growth  bool           // how cost grows, in place of the bars
+	cluster bool           // what a cluster carries, in place of the bars
 }
 
 func main() {
@@ -95,6 +97,7 @@ func parseFlags(args []string) (options, error) {
 	f.StringVar(&o.json, "json", "", "write the rows to this `file`, too")
 	f.StringVar(&o.dir, "dir", "", "put the queue into a temporary directory `here`, not under the system's")
 	f.BoolVar(&o.growth, "growth", false, "measure how cost grows with connections, receipts a body and backlog, in place of the bars")
+	f.BoolVar(&o.cluster, "cluster", false, "measure one ingest and one relay on nats-servers of their own, one and three, in place of the bars")
 	f.DurationVar(&o.timeout, "timeout", 20*time.Minute, "of everything")
 	if err := f.Parse(args); err != nil {
 		return o, err
@@ -144,9 +147,12 @@ func bench(ctx context.Context, o options, out io.Writer) (err error) {
 	}
 	machine.print(out)
 	b := &run{options: o, crew: c, dir: dir, binary: binary, table: newTable(out)}
-	if o.growth {
+	switch {
+	case o.growth:
 		err = b.growth(ctx)
-	} else {
+	case o.cluster:
+		err = b.cluster(ctx)
+	default:
 		err = b.scenarios(ctx)
 	}
 	if o.json != "" {

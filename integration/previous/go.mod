@@ -1,0 +1,27 @@
+// The nats-server before the one that birdtap runs on: TestRollingUpgrade begins with it.
+// A module of its own, so that go.mod names one nats-server only. From this directory:
+//
+//	go get -tool github.com/nats-io/nats-server/v2@v2.14.9
+//
+// No `go mod tidy`: it would ask for modules that only the tests of nats-server need.
+module github.com/birdtap/birdtap/integration/previous
+
+go 1.26.0
+
+toolchain go1.26.10
+
+tool github.com/nats-io/nats-server/v2
+
+require (
+	github.com/antithesishq/antithesis-sdk-go v0.8.0-default-no-op // indirect
+	github.com/google/go-tpm v0.9.8 // indirect
+	github.com/klauspost/compress v1.20.3 // indirect
+	github.com/minio/highwayhash v1.0.4 // indirect
+	github.com/nats-io/jwt/v2 v2.8.2 // indirect
+	github.com/nats-io/nats-server/v2 v2.14.9 // indirect
+	github.com/nats-io/nkeys v0.4.16 // indirect
+	github.com/nats-io/nuid v1.0.1 // indirect
+	golang.org/x/crypto v0.58.0 // indirect
+	golang.org/x/sys v0.49.0 // indirect
+	golang.org/x/time v0.16.0 // indirect
+)
