@@ -236,12 +236,13 @@ func (t *term) lookBack(ctx context.Context) {
 		defer cancel()
 		cp, rev, err := t.opts.Queue.ReadCheckpoint(readCtx)
 		at := time.Now()
-		if err != nil {
+		known := err == nil || errors.Is(err, store.ErrNewer) // then it is none of ours
+		if !known {
 			wait(ctx, readRetry)
 		}
 		t.send(ctx, func() {
 			t.writing = nil
-			if err == nil || errors.Is(err, store.ErrNewer) { // then it is none of ours
+			if known {
 				t.lease.Observe(rev, cp, at)
 			}
 		})
