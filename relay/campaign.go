@@ -192,6 +192,9 @@ func (t *term) count(i *item, how ending) *campaignTally {
 // settle ends a receipt's journey, or puts that off until it can be counted. u is the
 // batch that it came of, nil if it never left.
 func (t *term) settle(i *item, how ending, u *upload) {
+	if u != nil {
+		u.settledBy = t.begun + 1
+	}
 	c := t.count(i, how)
 	if c == nil {
 		t.ended(i, how)
@@ -217,6 +220,7 @@ func (t *term) recount() {
 		t.ended(w.item, w.how)
 		if u := w.upload; u != nil {
 			u.uncounted--
+			u.settledBy = t.begun + 1
 			t.finish(u)
 		}
 	}

@@ -247,15 +247,17 @@ type term struct {
 	said      map[clevertap.Kind]time.Time // when the log last told of such an answer
 
 	// Settling.
-	letters  []letter  // to be stored
-	buryAt   time.Time // not before
-	burying  bool      // letters are on their way to the disk
-	stuck    bool      // they could not be stored: nothing is uploaded until they are
-	givenUp  int       // letters among these whose record waited after a 555
-	finished []*upload // batches that are done once a checkpoint has settled them
-	writing  *writing  // the checkpoint on its way
-	dirty    bool      // there is something for the next one
-	writeAt  time.Time // not before
+	letters   []letter  // to be stored
+	buryAt    time.Time // not before
+	burying   bool      // letters are on their way to the disk
+	stuck     bool      // they could not be stored: nothing is uploaded until they are
+	givenUp   int       // letters among these whose record waited after a 555
+	finished  []*upload // batches that are done once a checkpoint has settled them
+	writing   *writing  // the checkpoint on its way
+	begun     int       // checkpoints so far, and
+	confirmed int       // the latest of them that stands
+	dirty     bool      // there is something for the next one
+	writeAt   time.Time // not before
 
 	unanswered bool // the last one had no answer
 
@@ -525,8 +527,8 @@ func (t *term) missing(seq uint64) {
 	t.expect = seq + 1
 }
 
-// upload is one batch on its way. It holds its slot, and keeps its users busy,
-// until the checkpoint that settles it is written.
+// upload is one batch on its way. It holds its slot, which it may lend, and keeps its
+// users busy, until the checkpoint that settles it is written.
 type upload struct {
 	*flight
 	items   []*item // nil: stepped aside
@@ -536,6 +538,7 @@ type upload struct {
 	calls   int     // made for it
 
 	uncounted int // of it that could not be settled yet
+	settledBy int // the checkpoint that says what was settled of it last, 0: nothing was
 }
 
 // upload starts calls for as long as lease, pace and the operator allow.
@@ -550,32 +553,51 @@ func (t *term) upload(ctx context.Context, now time.Time) {
 	}
 }
 
-// next is a batch that goes again, or a new one if there is a slot for it. One that is
+// next is a batch that goes again, or a new one, if there is a slot for it. One that is
 // being searched for its culprits takes turns with the others: they are not to wait for
 // the end of that, and the search goes by what CleverTap does with them. One that got
 // nothing but refusals so far comes last: another may show whether it is the batch or the
 // destination that is at fault.
 func (t *term) next(now time.Time) *upload {
-	searched := slices.IndexFunc(t.again, func(u *upload) bool { return !u.Doubtful() && u.Refused() })
+	free := t.slotFree()
+	may := func(u *upload) bool { return free || !t.lends(u) }
+	searched := slices.IndexFunc(t.again, func(u *upload) bool { return !u.Doubtful() && u.Refused() && may(u) })
 	if t.searching = searched >= 0 && !t.searching; t.searching {
 		return t.goAgain(searched)
 	}
-	if at := slices.IndexFunc(t.again, func(u *upload) bool { return !u.Doubtful() && !u.Refused() }); at >= 0 {
+	if at := slices.IndexFunc(t.again, func(u *upload) bool { return !u.Doubtful() && !u.Refused() && may(u) }); at >= 0 {
 		return t.goAgain(at)
 	}
-	// Those that wait for evidence do not count: were every slot theirs, it would
-	// never come. What CleverTap refused a crash cannot repeat.
-	if t.batches-len(t.again) < t.lease.Limit() {
-		if items, ordered := t.ready.take(now); items != nil {
-			t.batches++
-			return &upload{flight: newFlight(len(items), ordered, &t.evidence), items: items, slot: true}
-		}
+	if !free {
+		return nil // the next checkpoint frees one
+	}
+	if items, ordered := t.ready.take(now); items != nil {
+		t.batches++
+		return &upload{flight: newFlight(len(items), ordered, &t.evidence), items: items, slot: true}
 	}
 	if len(t.again) > 0 {
 		return t.goAgain(max(0, searched))
 	}
 	return nil
 }
+
+// slotFree tells whether one more batch may go. A crash repeats what CleverTap accepted
+// and no checkpoint says: no more than as many batches as may be in flight. Those of which
+// there is nothing to repeat do not count, or every slot would be theirs that only wait,
+// for evidence or for their turn.
+func (t *term) slotFree() bool {
+	out := t.batches
+	for _, u := range t.again {
+		if t.lends(u) {
+			out--
+		}
+	}
+	return out < t.lease.Limit()
+}
+
+// lends tells whether a batch that is to go again lends its slot to others: a checkpoint
+// says all that was settled of it.
+func (t *term) lends(u *upload) bool { return u.uncounted == 0 && u.settledBy <= t.confirmed }
 
 func (t *term) goAgain(at int) *upload {
 	u := t.again[at]

@@ -278,6 +278,33 @@ func TestOthersGoOnBesidePoison(t *testing.T) {
 	})
 }
 
+// Of a batch that is searched some is accepted and some is left. However many there are of
+// them: what a crash could repeat is never more than a batch for every call in flight.
+func TestPoisonDoesNotAddToWhatACrashRepeats(t *testing.T) {
+	bubble(t, func(t *testing.T, g *scene) {
+		const inFlight, records, n = 2, 10, 400
+		q := &tampered{Store: g.queue}
+		var recorded, most int64
+		q.write = func(ctx context.Context, do func() (uint64, error)) (uint64, error) {
+			wait(ctx, 2*time.Second)
+			most = max(most, g.fake.Counts().Accepted-recorded) // one write at a time
+			rev, err := do()
+			if cp, _, unread := g.queue.ReadCheckpoint(ctx); unread == nil {
+				recorded = int64(cp.Totals.Delivered) //nolint:gosec // a few hundred
+			}
+			return rev, err
+		}
+		g.fake.Latency(20 * time.Millisecond)
+		g.poison(400, func(i int) bool { return i%records == 7 })
+		g.commit(receipts(0, n, n)...)
+		g.start(of(q), func(o *Options) { o.MaxInflight, o.BatchMaxRecords = inFlight, records })
+		g.wantSumsIn(10*time.Minute, sums{accepted: n, delivered: n - n/records, died: n / records, dead: n / records})
+		if most > inFlight*records {
+			t.Errorf("%d records were accepted and in no checkpoint, want %d at most", most, inFlight*records)
+		}
+	})
+}
+
 // CleverTap begins to refuse everything while a batch is searched for poison. What it
 // accepted before speaks for a few deaths; those who are refused beside it end that.
 func TestRefusingDestinationDuringASearch(t *testing.T) {

@@ -151,6 +151,7 @@ const checkpointRetry = 250 * time.Millisecond
 // writing is a checkpoint on its way.
 type writing struct {
 	number    uint64
+	nth       int // of the term
 	floor     uint64
 	finished  []*upload
 	campaigns store.CampaignChanges
@@ -183,7 +184,8 @@ func (t *term) writeRelease(ctx context.Context) {
 
 // begin sends a checkpoint on its way.
 func (t *term) begin(ctx context.Context, w leaseWrite) {
-	t.writing = &writing{number: w.Number, floor: t.floor, finished: t.finished, campaigns: w.Checkpoint.Campaigns}
+	t.begun++
+	t.writing = &writing{number: w.Number, nth: t.begun, floor: t.floor, finished: t.finished, campaigns: w.Checkpoint.Campaigns}
 	t.finished, t.dirty = nil, false
 	t.tasks.Go(func() {
 		done := t.write(ctx, w)
@@ -212,6 +214,7 @@ func (t *term) wrote(done written) {
 		return
 	}
 	t.unanswered = false
+	t.confirmed = w.nth
 	if t.campaigns != nil {
 		t.campaigns.Confirm(w.campaigns)
 	}
