@@ -263,6 +263,7 @@ func (s *Store) roomForFrame(ctx context.Context, within time.Duration) error {
 	if s.embedded != nil {
 		s.embedded.noteNewest(info.State.LastSeq)
 	}
+	s.metrics.replicated(replicasOf(info))
 	if !quorate(info.Cluster, within) {
 		return errNoQuorum
 	}

@@ -78,6 +78,30 @@ func TestReadinessWithoutQuorum(t *testing.T) {
 	}
 }
 
+// A server has all of a stream if it has what the leader has, and the leader heard of it
+// just now: of one that was killed while nothing came in nobody says that it lacks anything.
+func TestReplicasThatAreCurrent(t *testing.T) {
+	t.Parallel()
+	current := &jetstream.PeerInfo{Current: true, Active: time.Second}
+	behind := &jetstream.PeerInfo{Active: time.Second}
+	silent := &jetstream.PeerInfo{Current: true, Active: unseenFor}
+	gone := &jetstream.PeerInfo{Current: true, Offline: true}
+	for name, test := range map[string]struct {
+		cluster *jetstream.ClusterInfo
+		want    int
+	}{
+		"no cluster": {nil, 1},
+		"no leader":  {&jetstream.ClusterInfo{Replicas: []*jetstream.PeerInfo{current, current}}, 0},
+		"all here":   {&jetstream.ClusterInfo{Leader: "a", Replicas: []*jetstream.PeerInfo{current, current}}, 3},
+		"one behind": {&jetstream.ClusterInfo{Leader: "a", Replicas: []*jetstream.PeerInfo{current, behind}}, 2},
+		"one silent": {&jetstream.ClusterInfo{Leader: "a", Replicas: []*jetstream.PeerInfo{silent, current}}, 2},
+		"both gone":  {&jetstream.ClusterInfo{Leader: "a", Replicas: []*jetstream.PeerInfo{gone, gone}}, 1},
+	} {
+		info := &jetstream.StreamInfo{Config: jetstream.StreamConfig{Name: "S", Replicas: 3}, Cluster: test.cluster}
+		wantEqual(t, name, replicasOf(info), Replicas{Stream: "S", Want: 3, Current: test.want})
+	}
+}
+
 // What was stored before the trouble, or by a commit that is not the last, says nothing of
 // whether a leader still has followers.
 func TestHowLateFollowersMayBe(t *testing.T) {

@@ -38,11 +38,13 @@ type Status struct {
 	Term       uint64
 
 	Identities *IdentityInfo // the identity map; nil if there is none, or nothing is known of it
+	Replicas   []Replicas    // of every stream that is to be on several servers
 }
 
 // Status reads checkpoint, queue and dead letters. The queue is read by its frames'
 // headers from the floor on: 10 million waiting receipts take seconds. With ErrNewer it
-// holds what does not hang on the checkpoint: the dead, Purged, Paused and Identities.
+// holds what does not hang on the checkpoint: the dead, Purged, Paused, Identities and
+// Replicas.
 func (s *Store) Status(ctx context.Context) (Status, error) {
 	cp, _, err := s.ReadCheckpoint(ctx)
 	if errors.Is(err, ErrNewer) {
@@ -95,7 +97,10 @@ func (s *Store) besideCheckpoint(ctx context.Context, st *Status) (err error) {
 	if info, err := s.Identities(ctx); err == nil {
 		st.Identities = &info
 	}
-	st.Paused, err = s.Paused(ctx)
+	if st.Paused, err = s.Paused(ctx); err != nil {
+		return err
+	}
+	st.Replicas, err = s.replicas(ctx)
 	return err
 }
 

@@ -179,6 +179,7 @@ type Store struct {
 	committing atomic.Bool // a frame is on its way to the server
 	recent     recent
 	guard      *guard
+	metrics    *metrics
 
 	removals sync.WaitGroup // of consumers; see source.stop
 
@@ -207,9 +208,9 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err != nil {
 		return nil, errors.Join(err, s.disconnect())
 	}
-	m := newMetrics(o.Registerer)
+	s.metrics = newMetrics(o.Registerer)
 	s.guard = newGuard(s)
-	s.committer = newCommitter(s.publishFrame, m.committed)
+	s.committer = newCommitter(s.publishFrame, s.metrics.committed)
 	return s, nil
 }
 

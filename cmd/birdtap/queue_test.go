@@ -352,6 +352,14 @@ func TestStatusText(t *testing.T) {
 			DeadByReason: map[store.Reason]uint64{"512": 9, "refused": 2, "555": 1},
 		},
 		"delivering": {Accepted: 100, Delivered: 60, Queued: 40, Rate: 1234.5, Oldest: 1250 * time.Millisecond, QueueBytes: 10_000, Breaker: "closed", Holder: "ABC", Term: 1},
+		"cluster": {
+			Breaker: "closed", Holder: "ABC", Term: 1,
+			Replicas: []store.Replicas{{Stream: "BIRDTAP_RECEIPTS", Want: 3, Current: 3}, {Stream: "BIRDTAP_DEAD", Want: 3, Current: 3}},
+		},
+		"cluster-lacks": {
+			Breaker: "closed", Holder: "ABC", Term: 1,
+			Replicas: []store.Replicas{{Stream: "BIRDTAP_RECEIPTS", Want: 3, Current: 2}, {Stream: "BIRDTAP_DEAD", Want: 3, Current: 3}, {Stream: "BIRDTAP_STATE", Want: 3}},
+		},
 	} {
 		var b bytes.Buffer
 		if err := writeStatus(&b, st, nil); err != nil {

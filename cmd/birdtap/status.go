@@ -77,12 +77,20 @@ type statusJSON struct {
 	Relay         relayJSON `json:"relay"`
 
 	Identities *identitiesJSON `json:"identities,omitzero"` // absent: no identity map
+	Replicas   []replicasJSON  `json:"replicas,omitzero"`   // absent: nothing is to be on several servers
 	Sends      *sendsJSON      `json:"sends,omitzero"`      // absent: nothing was ever to be sent
 }
 
 type relayJSON struct {
 	Holder string `json:"holder"` // empty: none holds the term
 	Term   uint64 `json:"term"`
+}
+
+// replicasJSON is on how many servers a stream is to be, and how many have all of it.
+type replicasJSON struct {
+	Stream  string `json:"stream"`
+	Want    int    `json:"want"`
+	Current int    `json:"current"`
 }
 
 func newStatusJSON(st store.Status, sends *sender.Status) statusJSON {
@@ -97,6 +105,9 @@ func newStatusJSON(st store.Status, sends *sender.Status) statusJSON {
 	if st.Identities != nil {
 		ids := newIdentitiesJSON(*st.Identities)
 		j.Identities = &ids
+	}
+	for _, r := range st.Replicas {
+		j.Replicas = append(j.Replicas, replicasJSON(r))
 	}
 	if sends != nil {
 		j.Sends = newSendsJSON(sends)
@@ -152,11 +163,12 @@ type partJSON struct {
 	Purged       uint64                  `json:"purged"`
 	Paused       bool                    `json:"paused"`
 	Identities   *identitiesJSON         `json:"identities,omitzero"`
+	Replicas     []replicasJSON          `json:"replicas,omitzero"`
 }
 
 func newPartJSON(st store.Status) partJSON {
 	all := newStatusJSON(st, nil)
-	return partJSON{all.Dead, all.DeadByReason, all.Purged, all.Paused, all.Identities}
+	return partJSON{all.Dead, all.DeadByReason, all.Purged, all.Paused, all.Identities, all.Replicas}
 }
 
 // writePart is the same for a person.
@@ -165,6 +177,7 @@ func writePart(w io.Writer, st store.Status) error {
 	if st.Paused {
 		fmt.Fprintln(w, "paused: birdtap resume ends that")
 	}
+	fmt.Fprint(w, replicasNote(st))
 	return writeDead(w, st)
 }
 
@@ -216,6 +229,7 @@ func writeStatus(w io.Writer, st store.Status, sends *sender.Status) error {
 		return err
 	}
 	fmt.Fprintf(&b, "\nbreaker %s, %s\n", st.Breaker, relayNote(st))
+	b.WriteString(replicasNote(st))
 	if i := st.Identities; i != nil {
 		fmt.Fprintf(&b, "identity map of %s, imported %s\n", counted(int(i.Users), "user"), i.Imported.UTC().Format(time.RFC3339)) //nolint:gosec // a count
 	}
@@ -268,6 +282,26 @@ func relayNote(st store.Status) string {
 		return "no relay holds the term"
 	}
 	return fmt.Sprintf("relay %s holds term %d", printable(st.Holder), st.Term)
+}
+
+// replicasNote is a line that says whether every stream has the replicas it is to have;
+// nothing where one server is all there is.
+func replicasNote(st store.Status) string {
+	if len(st.Replicas) == 0 {
+		return ""
+	}
+	var lacking []string
+	most := 0
+	for _, r := range st.Replicas {
+		most = max(most, r.Want)
+		if r.Current < r.Want {
+			lacking = append(lacking, fmt.Sprintf("%s is whole on %d of %d", printable(r.Stream), r.Current, r.Want))
+		}
+	}
+	if len(lacking) == 0 {
+		return fmt.Sprintf("every stream is whole on its %d servers\n", most)
+	}
+	return fmt.Sprintf("a server lacks something, so stop no other one: %s\n", strings.Join(lacking, ", "))
 }
 
 // writeDead lists the dead by reason, most frequent first.
