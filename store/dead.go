@@ -306,6 +306,8 @@ func (s *Store) removeDead(ctx context.Context, seq uint64) error {
 				err = nil
 			case is != nil:
 				err = is
+			case s.clustered(): // it is there: servers may have been electing
+				err = fmt.Errorf("%w: %w", nats.ErrTimeout, err)
 			}
 		}
 		return struct{}{}, err

@@ -3,12 +3,15 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 func all(*Letter) bool { return true }
@@ -363,4 +366,34 @@ func TestTwoReplaysAtOnce(t *testing.T) {
 		got[keyOf(l.Receipt)] = true
 	}
 	wantEqual(t, "receipts in either", len(got), n)
+}
+
+// electing is a stream whose servers elect while the first message is to be deleted.
+type electing struct {
+	jetstream.Stream
+
+	deletes int
+}
+
+func (e *electing) DeleteMsg(context.Context, uint64) error {
+	if e.deletes++; e.deletes == 1 {
+		return fmt.Errorf("%w: no leader", jetstream.ErrMsgDeleteUnsuccessful)
+	}
+	return nil
+}
+
+func (e *electing) GetMsg(context.Context, uint64, ...jetstream.GetMsgOpt) (*jetstream.RawStreamMsg, error) {
+	return &jetstream.RawStreamMsg{}, nil // there is a leader by now
+}
+
+// The removal of a letter that an election has foiled is tried again, although the letter
+// can be looked up when the command looks.
+func TestRemovalDuringAnElection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dead := &electing{}
+		s := &Store{opts: Options{NATSURL: "nats://nats:4222"}, dead: dead}
+		if err := s.removeDead(t.Context(), 1); err != nil || dead.deletes != 2 {
+			t.Errorf("after %d tries: %v", dead.deletes, err)
+		}
+	})
 }

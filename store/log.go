@@ -351,7 +351,9 @@ func (s *source) consume(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.slow = time.Since(began) > buildTimeout
+	if s.slow = time.Since(began) > buildTimeout; !s.slow && consumer.CachedInfo().NumPending == 0 {
+		s.works() // as well as one can that has nothing to deliver
+	}
 	info := consumer.CachedInfo()
 	s.consumer, s.order = info.Name, 0
 	s.next = max(s.next, info.Delivered.Stream+1)

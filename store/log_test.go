@@ -445,3 +445,20 @@ func TestForeignMessageOfTwoMegabytes(t *testing.T) {
 		}
 	}
 }
+
+// A reader of a quiet log may have to build its consumer anew any number of times, and still
+// knows that the servers are quick: it loses no time on one that does not answer.
+func TestQuietReaderStaysQuick(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, external(startServer(t, serverOptions(t))))
+	r := &source{store: s, stream: s.receipts, name: s.names.receiptStream, next: 1}
+	for range 2 * patientAfter {
+		if err := r.consume(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		r.stop(t.Context())
+	}
+	if got := r.buildWithin(); got > buildTimeout {
+		t.Errorf("after many quick ones the next consumer is given %v", got)
+	}
+}

@@ -49,8 +49,12 @@ func askFor[T any](ctx context.Context, s *Store, within time.Duration, ask func
 		case <-time.After(lookRetry):
 		case <-ctx.Done():
 		}
-		if ctx.Err() != nil {
-			return answer, fmt.Errorf("%w (%w)", context.Cause(ctx), why)
+		switch cause := context.Cause(ctx); {
+		case ctx.Err() == nil:
+		case cause == context.DeadlineExceeded: //nolint:errorlint // the caller's, which tells no more
+			return answer, fmt.Errorf("the NATS servers gave no answer in time: %w", why)
+		default:
+			return answer, fmt.Errorf("%w (%w)", cause, why)
 		}
 	}
 }
