@@ -47,7 +47,7 @@ type app struct {
 	relay    atomic.Pointer[relay.Relay]   // nil until then, and where nothing is uploaded
 	sender   atomic.Pointer[sender.Sender] // nil until then, and where nothing is sent
 	taking   atomic.Bool                   // the doors take receipts in
-	sending  atomic.Bool                   // and webhook calls, or never will
+	sending  atomic.Bool                   // and webhook calls, or receipts do not wait for that any more
 	stopping atomic.Bool
 
 	cleanups []func() error // run last first
@@ -328,21 +328,28 @@ func (a *app) carry(ctx context.Context, queue *store.Store) error {
 	return r.Run(ctx)
 }
 
+// sendsWait is how long a process that takes in receipts, too, is not ready for want of the
+// sender's part of the queue.
+const sendsWait = 10 * time.Second
+
 // openSends opens the sender's part of the queue and lets webhook calls in; nil where
 // nothing is sent, or can be.
 func (a *app) openSends(ctx context.Context, queue *store.Store) (*store.Sends, error) {
 	if !a.rooms.sends {
 		return nil, nil //nolint:nilnil // closed, and no error
 	}
+	if a.rooms.receipts {
+		defer time.AfterFunc(sendsWait, func() { a.sending.Store(true) }).Stop()
+	}
 	sends, err := queue.OpenSends(ctx)
-	if errors.Is(err, store.ErrCorrupt) || errors.Is(err, store.ErrGone) { // no start will mend it
+	if err != nil {
 		return nil, a.notSending(err)
 	}
-	if err == nil && a.webhooks != nil {
+	if a.webhooks != nil {
 		a.webhooks.SetCommitter(sends)
 		a.sending.Store(true)
 	}
-	return sends, err
+	return sends, nil
 }
 
 // notSending is what becomes of an error of the sender's. Where receipts are carried, too,

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap/zaptest"
 
 	"github.com/birdtap/birdtap/sendbird/sendbirdtest"
@@ -72,6 +74,36 @@ func TestReceiptsGoOnWithoutTheSender(t *testing.T) {
 		t.Fatal(err, closing)
 	}
 	d, _ := startSending(t, "BIRDTAP_DATA_DIR="+dir)
+	d.takesReceiptsAlone(t)
+}
+
+// The same where the streams of the sender are yet to be made, and this user may not.
+func TestReceiptsGoOnWithoutTheSendersStreams(t *testing.T) {
+	admin, user := startNATS(t)
+	if got := birdtap(t, admin, "init"); got.code != exitDone {
+		t.Fatalf("init: %+v", got)
+	}
+	nc, err := nats.Connect(strings.TrimPrefix(admin[0], "BIRDTAP_NATS_URL="))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	for _, stream := range []string{"BIRDTAP_SENDS", "BIRDTAP_HELD", "BIRDTAP_UNSENT"} {
+		if err == nil {
+			err = js.DeleteStream(t.Context(), stream)
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, _ := startSending(t, user...)
+	d.takesReceiptsAlone(t)
+}
+
+// takesReceiptsAlone checks that receipts are taken in, and webhook calls are not.
+func (d daemon) takesReceiptsAlone(t *testing.T) {
+	t.Helper()
 	if code, body := d.post(t, `{"identity":"jay","evtName":"Order","evtData":{"status":"SENT","target_id":7}}`); code != http.StatusOK {
 		t.Errorf("a receipt is answered %d %s", code, body)
 	}
