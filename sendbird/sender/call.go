@@ -132,7 +132,7 @@ func (t *term) attempt(ctx, stop context.Context, c *call) outcome {
 		out.kind = callLater
 		return out
 	}
-	if !t.note(stop, c, w.count, false) || stop.Err() != nil {
+	if t.overtaken(stop, c) || !t.note(stop, c, w.count, false) || stop.Err() != nil {
 		turn.GiveBack()
 		out.kind = callLater
 		return out

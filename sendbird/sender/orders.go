@@ -61,6 +61,16 @@ func (t *term) order(o store.Order) {
 	t.batches = slices.Insert(t.batches, 0, c)
 }
 
+// overtaken tells whether the operator has decided anew, while it waited for its turn, about
+// a call that is to be released. It tells so, too, when that cannot be known.
+func (t *term) overtaken(ctx context.Context, c *call) bool {
+	if c.released == "" {
+		return false
+	}
+	orders, err := t.opts.Sends.Orders(ctx)
+	return err != nil || slices.ContainsFunc(orders, func(o store.Order) bool { return o.ID == c.released && o.Seq > c.order.Seq })
+}
+
 // isCarriedOut has a decision forgotten once a checkpoint says what came of it.
 func (t *term) isCarriedOut(o store.Order) {
 	delete(t.orders, o.ID)

@@ -35,3 +35,29 @@ func TestDecisionIsCarriedOutOnce(t *testing.T) {
 		t.Errorf("%d calls by the next decision, want 1", n)
 	}
 }
+
+// An operator who thinks better of a release while it waits for its turn is heard.
+func TestDropOfAReleaseThatWaits(t *testing.T) {
+	t.Parallel()
+	r := newRig(t).open()
+	term := &term{Sender: &Sender{opts: Options{Sends: r.sends}}}
+	decide := func(decision string) store.Order {
+		t.Helper()
+		if err := r.sends.Decide(t.Context(), "1-1", []byte(decision)); err != nil {
+			t.Fatal(err)
+		}
+		orders, err := r.sends.Orders(t.Context())
+		if err != nil || len(orders) != 1 {
+			t.Fatalf("decisions: %+v, %v", orders, err)
+		}
+		return orders[0]
+	}
+	c := &call{released: "1-1", order: decide(orderRelease)}
+	if term.overtaken(t.Context(), c) {
+		t.Error("a release is overtaken by nothing")
+	}
+	decide(orderDrop)
+	if !term.overtaken(t.Context(), c) {
+		t.Error("a drop does not overtake a release")
+	}
+}

@@ -147,7 +147,8 @@ func ListHeld(ctx context.Context, sends *store.Sends) ([]Held, error) {
 }
 
 // Decide has a held call sent again, or given up. It returns once that is on disk; the
-// active sender carries it out, or the next one to become active.
+// active sender carries it out, or the next one to become active. A call that cannot be
+// read can only be given up, and one that a newer birdtap has written only by that.
 func Decide(ctx context.Context, sends *store.Sends, id string, release bool) error {
 	cp, _, err := readCheckpoint(ctx, sends)
 	if err != nil {
@@ -155,6 +156,16 @@ func Decide(ctx context.Context, sends *store.Sends, id string, release bool) er
 	}
 	if !slices.ContainsFunc(cp.Held, func(h heldCall) bool { return h.ID == id }) {
 		return ErrNotHeld
+	}
+	data, err := findHeld(ctx, sends, id)
+	if err == nil {
+		_, _, err = readHeld(data)
+	}
+	switch {
+	case errors.Is(err, store.ErrNewer):
+		return fmt.Errorf("run the newer version to decide about it: %w", err)
+	case err != nil && release:
+		return fmt.Errorf("what is kept of it cannot be read, so it can only be dropped: %w", err)
 	}
 	decision := orderDrop
 	if release {
