@@ -642,7 +642,7 @@ func TestDedupWindowSurvivesARestart(t *testing.T) {
 		next.start()
 		next.commit(receipt(14, 10))
 		next.wantSums(sums{accepted: 21, delivered: 15, deduplicated: 6})
-		time.Sleep(2 * time.Minute)
+		time.Sleep(2*time.Minute + time.Second)
 		next.commit(receipt(14, 10))
 		next.wantSums(sums{accepted: 22, delivered: 16, deduplicated: 6})
 	})
