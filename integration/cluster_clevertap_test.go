@@ -44,7 +44,7 @@ const (
 func (f *fleet) cleverTapFails(t *testing.T) {
 	seed := seedOf(t)
 	f.begin(history.Options{
-		Run: "clevertap", Seed: seed, Rate: 300,
+		Run: "clevertap", Seed: seed, Rate: fleetRate,
 		Refuse: 0.01, Again: 0.005, AtDoor: 0.005, Several: 0.01, Broken: 0.005,
 	})
 	f.tell("latency", "for", quickLatency.String())

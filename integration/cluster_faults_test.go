@@ -54,14 +54,14 @@ func TestCluster(t *testing.T) {
 func (f *fleet) faultByFault(t *testing.T) {
 	seed := seedOf(t)
 	f.begin(history.Options{
-		Run: "faults", Seed: seed, Rate: 300,
+		Run: "faults", Seed: seed, Rate: fleetRate,
 		Refuse: 0.005, Again: 0.005, AtDoor: 0.005, Several: 0.01, Broken: 0.005,
 	})
 	moreOK(t, f.client.Log(), 300, readyWithin)
 	f.learn()
 
 	for range *crashes {
-		f.suffer("the node killed that the relay reads from", func() string { return f.crash(f.readFrom(), func() {}) })
+		f.suffer("the node killed that the relay reads from", func() string { return f.crash(f.readFrom(), f.tellsWhatLacks) })
 		f.suffer("the stream's leader killed, an identity map imported while it is away", func() string {
 			leader, _ := f.leader()
 			return f.crash(leader, f.learn)
@@ -93,7 +93,7 @@ func (f *fleet) suffer(name string, fault func() string) {
 	began := time.Now()
 	result := fault()
 	healed := time.Now()
-	moreOK(f.t, log, 200, time.Minute)
+	moreOK(f.t, log, 100, time.Minute)
 	f.whole()
 	took := time.Since(healed)
 	f.caughtUp()
@@ -227,6 +227,32 @@ func (f *fleet) crash(node *machine, meanwhile func()) string {
 	meanwhile()
 	node.start()
 	return role
+}
+
+// tellsWhatLacks waits until an operator is told that a server lacks what others have.
+func (f *fleet) tellsWhatLacks() {
+	f.t.Helper()
+	eventually(f.t, wholeWithin, "status says that a server lacks the receipts", func() bool {
+		on, err := f.replicas()
+		return err == nil && on[fleetStreams[0]] == "2 of 3"
+	})
+}
+
+// replicas is what birdtap tells an operator: on how many servers each stream is whole.
+func (f *fleet) replicas() (map[string]string, error) {
+	var status struct {
+		Replicas []struct {
+			Stream  string `json:"stream"`
+			Want    int    `json:"want"`
+			Current int    `json:"current"`
+		} `json:"replicas"`
+	}
+	err := f.at.statusInto(&status)
+	on := map[string]string{}
+	for _, r := range status.Replicas {
+		on[r.Stream] = fmt.Sprintf("%d of %d", r.Current, r.Want)
+	}
+	return on, err
 }
 
 // killLeaders kills whoever leads, as soon as the one before is back.

@@ -36,7 +36,7 @@ func (f *fleet) randomRound(n *nemesis, r *clusterReport, lasts time.Duration) {
 	f.t.Helper()
 	number, before, began := r.Rounds+1, f.account().Relay.Term, time.Now()
 	f.begin(history.Options{
-		Run: fmt.Sprintf("nemesis%d", number), Seed: r.Seed + uint64(number), Rate: 300,
+		Run: fmt.Sprintf("nemesis%d", number), Seed: r.Seed + uint64(number), Rate: fleetRate,
 		Refuse: 0.005, Again: 0.005, AtDoor: 0.005, Several: 0.01, Broken: 0.005, GiveUp: 0.1,
 	})
 	for end := time.Now().Add(lasts); time.Now().Before(end); {
@@ -56,7 +56,7 @@ func (f *fleet) randomRound(n *nemesis, r *clusterReport, lasts time.Duration) {
 		}
 	}
 	f.whole()
-	moreOK(f.t, f.client.Log(), 200, time.Minute)
+	moreOK(f.t, f.client.Log(), 100, time.Minute)
 	f.caughtUp()
 	f.faults = n.list()
 	bound := f.mayRepeat + (f.account().Relay.Term-before)*outAtOnce + f.counts().MayRepeat

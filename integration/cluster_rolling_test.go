@@ -67,11 +67,27 @@ func (f *fleet) replace(m *machine, how string, by func(*machine)) {
 	stopped := time.Since(began)
 	moreOK(f.t, log, 100, time.Minute)
 	by(m)
-	f.whole()
+	f.mayGoOn()
 	now := log.Counts()
 	f.t.Logf("%s %s: stopped within %.2f s, whole again after %.1f s; %d receipts under way or not answered 2xx (%d before)",
 		m.name, how, stopped.Seconds(), time.Since(began).Seconds(), now.Attempts-now.Taken, bad)
 	f.faults = append(f.faults, m.name+" "+how)
+}
+
+// mayGoOn waits until deploy/README.md lets an operator go on: status says that every server
+// has every stream, and every daemon is ready.
+func (f *fleet) mayGoOn() {
+	f.t.Helper()
+	eventually(f.t, wholeWithin, "status says that every server has every stream", func() bool {
+		on, err := f.replicas()
+		for _, name := range fleetStreams {
+			if on[name] != "3 of 3" {
+				return false
+			}
+		}
+		return err == nil
+	})
+	f.whole()
 }
 
 // natsCode is what nats-server ends with after SIGTERM.

@@ -83,6 +83,7 @@ func sendEnv(url string, more map[string]string) map[string]string {
 // twice, and nobody is left out who was to be: each was sent to, was refused, or is in a
 // call of which nobody knows, and which is held.
 func TestClusterSends(t *testing.T) {
+	t.Parallel()
 	s := newSenders(t)
 	stop := s.webhooks()
 	s.suffer("active sender killed", func(active *machine) string {

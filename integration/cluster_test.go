@@ -73,6 +73,10 @@ type fleet struct {
 // clevertapTimeout is longer than a busy machine holds up a call.
 const clevertapTimeout = 8 * time.Second
 
+// fleetRate is how many receipts come in a second. Each is a call of its own, and every few
+// of them three nodes sync several times: more would keep two processors busy with that.
+const fleetRate = 150
+
 // nodeImage has everything where the shipped configuration looks for it, and keeps what a
 // node has stored over a restart of its container.
 const nodeImage = `FROM scratch

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -29,6 +30,7 @@ import (
 // around a static binary: nats-server, an ingest, two relays, and the fake CleverTap.
 // Half way the relay that uploads is killed.
 func TestJourneyInContainers(t *testing.T) {
+	t.Parallel()
 	const run, total = "containers", 6000
 	d := newDocker(t)
 	seed := seedOf(t)
@@ -77,11 +79,6 @@ type docker struct {
 // not pass unseen.
 func newDocker(t *testing.T) *docker {
 	t.Helper()
-	// The cleanup of the tests is enough; a container that does it would have to be
-	// downloaded. And ports are looked for where the engine publishes them.
-	setDefault(t, "TESTCONTAINERS_RYUK_DISABLED", "true")
-	setDefault(t, "TESTCONTAINERS_HOST_OVERRIDE", "127.0.0.1")
-	tclog.SetDefault(tclog.NewNoopLogger()) // it would go on talking after the test's result
 	provider, err := dockerProvider(t.Context())
 	if err != nil {
 		if os.Getenv("CI") == "true" {
@@ -107,10 +104,20 @@ func (d *docker) network() *testcontainers.DockerNetwork {
 	return net
 }
 
-func setDefault(t *testing.T, name, value string) {
-	if _, given := os.LookupEnv(name); !given {
-		t.Setenv(name, value)
+// prepareContainers is for TestMain: it is about the library, not about a test.
+func prepareContainers() error {
+	// The cleanup of the tests is enough; a container that does it would have to be
+	// downloaded. And ports are looked for where the engine publishes them.
+	for name, value := range map[string]string{"TESTCONTAINERS_RYUK_DISABLED": "true", "TESTCONTAINERS_HOST_OVERRIDE": "127.0.0.1"} {
+		if _, given := os.LookupEnv(name); given {
+			continue
+		}
+		if err := os.Setenv(name, value); err != nil {
+			return err
+		}
 	}
+	tclog.SetDefault(tclog.NewNoopLogger()) // it would go on talking after a test's result
+	return nil
 }
 
 // dockerProvider connects to the engine. Where there is none the library may panic.
@@ -127,6 +134,10 @@ func dockerProvider(ctx context.Context) (p *testcontainers.DockerProvider, err 
 	defer cancel()
 	return p, p.Health(ctx)
 }
+
+// imagesOneByOne, since tests build the same images: none may take away a step that
+// another one's build is just about to go on from.
+var imagesOneByOne sync.Mutex
 
 // image builds an image with one static binary, and further files beside it.
 func (d *docker) image(binary string, files map[string]string) string {
@@ -148,6 +159,8 @@ func (d *docker) image(binary string, files map[string]string) string {
 			d.t.Fatal(err)
 		}
 	}
+	imagesOneByOne.Lock()
+	defer imagesOneByOne.Unlock()
 	var steps bytes.Buffer
 	tag, err := d.provider.BuildImage(d.t.Context(), &testcontainers.ContainerRequest{
 		FromDockerfile: testcontainers.FromDockerfile{Context: dir, Repo: "birdtap-integration-" + name, BuildLogWriter: &steps},
@@ -162,6 +175,8 @@ func (d *docker) image(binary string, files map[string]string) string {
 // removeImage removes an image and the steps that it was built in, which would
 // otherwise stay behind without a name.
 func (d *docker) removeImage(tag string) {
+	imagesOneByOne.Lock()
+	defer imagesOneByOne.Unlock()
 	client := d.provider.Client()
 	built, err := client.ImageHistory(context.Background(), tag)
 	if err != nil {

@@ -65,6 +65,7 @@ const answersAgain = 5 * time.Second
 // CleverTap's 200 and the checkpoint, between dead letters and the checkpoint, behind
 // the checkpoint, and on both sides of a trim.
 func TestKilledAtEveryFailpoint(t *testing.T) {
+	t.Parallel()
 	points := []failpoint.Point{
 		failpoint.Stored, failpoint.Uploaded, failpoint.LettersStored,
 		failpoint.CheckpointWritten, failpoint.BeforeTrim, failpoint.AfterTrim,

@@ -22,6 +22,7 @@ const kills = 20
 // lost, nothing comes that was not sent, every user's order holds, and the account
 // adds up over all of it.
 func TestKilledAtRandomInstants(t *testing.T) {
+	t.Parallel()
 	seed := seedOf(t)
 	random := rand.New(rand.NewPCG(seed, 0))
 

@@ -183,11 +183,16 @@ type account struct {
 
 func (b *birdtap) status() (account, error) {
 	var a account
-	out, err := b.output("status", "--json")
-	if err == nil {
-		err = json.Unmarshal(out, &a)
-	}
+	err := b.statusInto(&a)
 	return a, err
+}
+
+func (b *birdtap) statusInto(part any) error {
+	out, err := b.output("status", "--json")
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(out, part)
 }
 
 // drained waits until nothing is queued any more, and returns the account.

@@ -20,6 +20,7 @@ import (
 // In a container of 128 MiB several callers send the largest bodies there may be, all at
 // once: nobody is killed, with little processor neither, and what was answered 200 arrives.
 func TestLargestBodiesInASmallContainer(t *testing.T) {
+	t.Parallel()
 	d := newDocker(t)
 	image := d.image(birdtapBinary(t), nil)
 	d.run(d.image(fakeBinary(t), nil), []string{"clevertap"},
