@@ -29,10 +29,11 @@ type metrics struct {
 	checkpointSeconds prometheus.Histogram
 }
 
-// knownReasons are the labels that are there at zero; a record code that nobody has
-// seen yet joins them when it comes.
+// knownReasons are the labels that are there at zero: ours, and every record code that
+// CleverTap documents. One that it does not document joins them when it comes.
 var knownReasons = []store.Reason{
 	store.ReasonRefused, "509", "512", "513", "522", "523", "524", "525", "526", "528", "555",
+	"514", "515", "516", "517", "518", "519", "520", "530", "531", "532", "533", "534", "535", // of profiles and tokens
 	store.ReasonHTTP400, store.ReasonHTTP413, store.ReasonUnclear, store.ReasonUnmapped, store.ReasonCorrupt,
 }
 
