@@ -24,7 +24,7 @@ CA    ?= /etc/ssl/certs/ca-certificates.crt
 image: build ## Docker image around bin/birdtap, named IMAGE (birdtap:dev); needs no registry
 	rm -rf bin/image && mkdir -p bin/image/data
 	cp bin/birdtap bin/image/ && cp $(CA) bin/image/ca-certificates.crt
-	docker build -q -f deploy/Dockerfile --target prebuilt -t $(IMAGE) bin/image
+	docker build -q -f deploy/Dockerfile.prebuilt -t $(IMAGE) bin/image
 
 .PHONY: demo
 demo: build ## Play the demo: real daemon, fake vendors, faults; fails if a receipt is lost

@@ -299,6 +299,13 @@ func TestAlerts(t *testing.T) {
 			gone:  []string{"birdtap_sender_active"},
 			fires: map[int][]string{5: nil, 90: nil},
 		},
+		"one of two pods with a queue each does not upload": {
+			series: []string{
+				`birdtap_relay_active{job="birdtap",namespace="a",pod="birdtap-0",instance="a:1",app_kubernetes_io_component="serve"} 1x100`,
+				`birdtap_relay_active{job="birdtap",namespace="a",pod="birdtap-1",instance="a:2",app_kubernetes_io_component="serve"} 1x10 0x100`,
+			},
+			fires: map[int][]string{11: nil, 12: {"BirdtapNoActiveRelay"}},
+		},
 		"no relay at all": {
 			gone:  []string{"birdtap_relay_active"},
 			fires: map[int][]string{0: nil, 1: {"BirdtapNoActiveRelay"}},
@@ -337,6 +344,10 @@ func TestAlerts(t *testing.T) {
 			series: []string{`birdtap_receipts_dead_total{job="birdtap",instance="relay-1",reason="512"} 0x10 9x100`},
 			fires:  map[int][]string{11: nil, 20: {"BirdtapDeadLettersGrow"}, 90: nil},
 		},
+		"dead letters of a code that nobody knew": {
+			series: []string{`birdtap_receipts_dead_total{job="birdtap",instance="relay-1",reason="599"} _x90 9x200`},
+			fires:  map[int][]string{89: nil, 97: {"BirdtapDeadLettersGrow"}, 145: {"BirdtapDeadLettersGrow"}, 160: nil},
+		},
 		"signatures": {
 			series: []string{`birdtap_receipts_rejected_total{job="birdtap",instance="ingest-1",reason="signature"} 0x10 0+6x100`},
 			fires:  map[int][]string{12: nil, 20: {"BirdtapSignaturesFail"}},
@@ -348,6 +359,10 @@ func TestAlerts(t *testing.T) {
 		"not understood": {
 			series: []string{`birdtap_receipts_rejected_total{job="birdtap",instance="ingest-1",reason="signed_malformed"} 0x10 1x100`},
 			fires:  map[int][]string{10: nil, 12: {"BirdtapNotUnderstood"}},
+		},
+		"bodies of anybody": { // judged before the signature is
+			series: []string{`birdtap_receipts_rejected_total{job="birdtap",instance="ingest-1",reason="encoding"} 0x10 1x100`},
+			fires:  map[int][]string{10: nil, 12: {"BirdtapBodiesRefused"}, 40: nil},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -183,6 +183,37 @@ func TestChartGivesTheSenderItsSecrets(t *testing.T) {
 	}
 }
 
+// A role's own tag changes that role, and no other: its pods stay as they are.
+func TestChartGivesARoleATagOfItsOwn(t *testing.T) {
+	pods := func(own map[string]any) map[string]string {
+		values := readValues(t, "testdata/values/everything.yaml") // where all are pinned by digest
+		values["relay"] = own
+		text, err := render(t, values)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := map[string]string{}
+		for _, part := range strings.Split(text, "\n---\n") {
+			for _, m := range parse(t, part) {
+				if len(m.Spec.Template.Spec.Containers) > 0 {
+					found[m.Metadata.Name] = part
+				}
+			}
+		}
+		return found
+	}
+	before, after := pods(nil), pods(map[string]any{"image": map[string]any{"tag": "9.9"}})
+	if len(before) != 4 {
+		t.Fatalf("%d kinds of pods", len(before))
+	}
+	for name := range before {
+		own := strings.Contains(after[name], "image: registry.example.com/birdtap:9.9\n")
+		if is := name == "birdtap-relay"; own != is || (before[name] == after[name]) == is {
+			t.Errorf("%s: %s", name, after[name])
+		}
+	}
+}
+
 type probe struct {
 	HTTPGet struct{ Path, Port string } `yaml:"httpGet"`
 }
@@ -327,6 +358,7 @@ func checkPod(t *testing.T, m manifest, role string) {
 	for _, v := range m.Spec.VolumeClaimTemplates {
 		volumes[v.Metadata.Name] = true
 	}
+	is(role == "init" || slices.Contains(c.Mounts, mount{"tmp", "/tmp"}), "has no room for temporary files")
 	for _, mount := range c.Mounts {
 		is(volumes[mount.Name], "mounts "+mount.Name+", which is no volume")
 	}

@@ -1,6 +1,7 @@
 package check
 
 import (
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -29,8 +30,8 @@ type composeFile struct {
 	Secrets map[string]struct{ File string }
 }
 
-// composed is the compose file as docker-compose understands it.
-func composed(t *testing.T) composeFile {
+// composed is the compose file as docker-compose understands it, with further lines in .env.
+func composed(t *testing.T, env ...string) composeFile {
 	t.Helper()
 	compose, err := exec.LookPath("docker-compose")
 	if err != nil {
@@ -39,8 +40,8 @@ func composed(t *testing.T) composeFile {
 		}
 		t.Skip("NOT CHECKED: there is no docker-compose to read compose.yaml")
 	}
-	cmd := exec.Command(compose, "--file", "../compose.yaml", "--profile", "operator", "config")
-	cmd.Env = append(os.Environ(), "CLEVERTAP_ACCOUNT_ID=TEST-ACCOUNT", "SENDBIRD_APP_ID=TEST-APP")
+	cmd := exec.Command(compose, "--file", "../compose.yaml", "--profile", "operator", "--profile", "alerts", "config")
+	cmd.Env = append(os.Environ(), append([]string{"CLEVERTAP_ACCOUNT_ID=TEST-ACCOUNT", "SENDBIRD_APP_ID=TEST-APP"}, env...)...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {
@@ -62,6 +63,9 @@ func TestCompose(t *testing.T) {
 	prometheus, err := os.ReadFile("../compose/prometheus.yaml")
 	if err != nil {
 		t.Fatal(err)
+	}
+	if _, ok := c.Services["alertmanager"]; !ok || !strings.Contains(string(prometheus), `"alertmanager:9093"`) {
+		t.Error("Prometheus has no Alertmanager to tell")
 	}
 	roles := map[string]int{}
 	for name, s := range c.Services {
@@ -116,6 +120,32 @@ func TestCompose(t *testing.T) {
 	}
 }
 
+// Every variable of birdtap can be set in .env, but for those that the file decides on
+// itself. One that is not passed on would be without effect, and nobody would be told.
+func TestComposePassesVariablesOn(t *testing.T) {
+	decided := regexp.MustCompile(`^BIRDTAP_(DATA_DIR|HTTP_ADDR|OPS_ADDR|NATS_URL|REPLICAS|STREAM_PREFIX|SYNC|LOG_FORMAT` +
+		`|SENDBIRD_(CHAT|DESK)_URL` + // of commands that need no queue
+		`|.*_FILE|.*_(TOKEN|TOKENS|PASSCODE|KEYS))$`)
+	var env []string
+	want := map[string]bool{}
+	for _, variable := range variables(t) {
+		if !decided.MatchString(variable) {
+			want[variable] = true
+			env = append(env, strings.TrimPrefix(variable, "BIRDTAP_")+"=of-env")
+		}
+	}
+	for _, s := range composed(t, env...).Services {
+		for variable, value := range s.Environment {
+			if value == "of-env" {
+				delete(want, variable)
+			}
+		}
+	}
+	if len(want) > 0 {
+		t.Errorf("no service gets %v from .env", slices.Sorted(maps.Keys(want)))
+	}
+}
+
 // What is mounted from this directory is there, but for the secrets.
 func TestComposeMountsWhatIsThere(t *testing.T) {
 	text, err := os.ReadFile("../compose.yaml")
@@ -135,9 +165,10 @@ func TestComposeMountsWhatIsThere(t *testing.T) {
 // The proxies speak to the ports that birdtap listens on, and let through what it takes.
 func TestProxiesAndImageUseThePortsOfBirdtap(t *testing.T) {
 	for file, wants := range map[string][]string{
-		"../proxy/Caddyfile":  {"ingest-1:8080 ingest-2:8080", "sender-1:8080 sender-2:8080", "health_port 9090", "health_uri /readyz", "max_size 5MiB", "versions 1.1"},
-		"../proxy/nginx.conf": {"server 127.0.0.1:8080", "location /clevertap/notifications/ {", "client_max_body_size    5m", "proxy_http_version 1.1"},
-		"../Dockerfile":       {"EXPOSE 8080 9090", "USER 65532:65532", `ENTRYPOINT ["/birdtap"]`},
+		"../proxy/Caddyfile":     {"ingest-1:8080 ingest-2:8080", "sender-1:8080 sender-2:8080", "health_port 9090", "health_uri /readyz", "max_size 5MiB", "versions 1.1"},
+		"../proxy/nginx.conf":    {"server 127.0.0.1:8080", "location /clevertap/notifications/ {", "client_max_body_size    5m", "proxy_http_version 1.1"},
+		"../Dockerfile":          {"EXPOSE 8080 9090", "USER 65532:65532", `ENTRYPOINT ["/birdtap"]`},
+		"../Dockerfile.prebuilt": {"EXPOSE 8080 9090", "USER 65532:65532", `ENTRYPOINT ["/birdtap"]`},
 	} {
 		text, err := os.ReadFile(file)
 		if err != nil {
@@ -146,6 +177,26 @@ func TestProxiesAndImageUseThePortsOfBirdtap(t *testing.T) {
 		for _, want := range wants {
 			if !strings.Contains(string(text), want) {
 				t.Errorf("%s: no %q", file, want)
+			}
+		}
+	}
+}
+
+// The Dockerfile is built from the repository: each of its stages copies what is there. The
+// older builder makes them all, also those that nobody asked for.
+func TestDockerfileCopiesWhatIsThere(t *testing.T) {
+	text, err := os.ReadFile("../Dockerfile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	copies := regexp.MustCompile(`(?m)^COPY (?:--chown=\S+ )?([^-].*) \S+$`).FindAllStringSubmatch(string(text), -1)
+	if len(copies) < 2 {
+		t.Fatalf("only %q", copies)
+	}
+	for _, match := range copies {
+		for _, source := range strings.Fields(match[1]) {
+			if _, err := os.Stat(filepath.Join(root, source)); err != nil {
+				t.Error(err)
 			}
 		}
 	}

@@ -171,6 +171,13 @@ func TestUnitUnderSystemd(t *testing.T) {
 		t.Errorf("birdtap-do nonsense: %s", out)
 	}
 
+	// What a command writes beside its file has a place: asked by test, run as birdtap is.
+	m.must("bash", "-c", `sed 's:/usr/local/bin/birdtap :/usr/bin/test :' /usr/local/bin/birdtap-do > /run/test-do
+		echo user_id > /var/lib/birdtap-files/users.csv && chmod 644 /var/lib/birdtap-files/users.csv`)
+	for _, question := range []string{"-r /var/lib/birdtap-files/users.csv", "-w /var/lib/birdtap-files", "! -w /srv"} {
+		m.must(append([]string{"sh", "/run/test-do"}, strings.Fields(question)...)...)
+	}
+
 	first := m.show("MainPID")
 	m.must("systemctl", "kill", "--signal=KILL", "birdtap")
 	m.until("it has come again", func() bool { return m.show("MainPID") != first && m.ready() })

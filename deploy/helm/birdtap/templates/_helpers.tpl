@@ -9,15 +9,28 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
 {{- define "birdtap.labels" -}}
-{{ include "birdtap.selector" . }}
-app.kubernetes.io/version: {{ .Values.image.tag | default .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+{{ include "birdtap.labelsOf" (dict "root" . "role" "") }}
+{{- end }}
+
+{{- /* The labels of a role, whose version may be another one's. Arguments: root, role. */}}
+{{- define "birdtap.labelsOf" -}}
+{{ include "birdtap.selector" .root }}
+app.kubernetes.io/version: {{ (include "birdtap.imageOf" . | fromYaml).tag | default .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version }}
+{{- end }}
+
+{{- /* The tag and digest of a role: its own if it has one of them, else those of all. Arguments: root, role. */}}
+{{- define "birdtap.imageOf" -}}
+{{- $own := dig .role "image" dict .root.Values.AsMap }}
+{{- $image := ternary .root.Values.image $own (empty (or $own.tag $own.digest)) }}
+{{- pick $image "tag" "digest" | toYaml }}
 {{- end }}
 
 {{- define "birdtap.image" -}}
-{{- if .Values.image.digest }}{{ .Values.image.repository }}@{{ .Values.image.digest }}
-{{- else }}{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}{{ end }}
+{{- $image := include "birdtap.imageOf" . | fromYaml }}
+{{- if $image.digest }}{{ .root.Values.image.repository }}@{{ $image.digest }}
+{{- else }}{{ .root.Values.image.repository }}:{{ $image.tag | default .root.Chart.AppVersion }}{{ end }}
 {{- end }}
 
 {{- /* Go's own limit, 85 % of the container's: "256Mi" becomes 217MiB. */}}
@@ -122,6 +135,10 @@ A role's environment. Arguments: root, role (ingest, relay, sender, serve, init)
 {{- $v := .root.Values }}
 - {name: data, mountPath: /var/lib/birdtap}
 {{- if ne .role "init" }}
+- {name: tmp, mountPath: /tmp}
+{{- if and (eq .role "serve") (include "birdtap.sends" .root) }}
+- {name: files, mountPath: /files, readOnly: true}
+{{- end }}
 - {name: secrets, mountPath: /run/secrets/birdtap, readOnly: true}
 {{- end }}
 {{- if and $v.tls.existingSecret (has .role (list "ingest" "serve" "sender")) }}
@@ -140,6 +157,12 @@ A role's environment. Arguments: root, role (ingest, relay, sender, serve, init)
 {{- define "birdtap.volumes" -}}
 {{- $v := .root.Values }}
 {{- if ne .role "init" }}
+- name: tmp  # for commands that are run in the pod: they sort the users of large files there
+  emptyDir: {sizeLimit: 2Gi}
+{{- if and (eq .role "serve") (include "birdtap.sends" .root) }}
+- name: files  # of users, for birdtap send; made and deleted while the pod runs
+  configMap: {name: {{ include "birdtap.name" .root }}-files, optional: true}
+{{- end }}
 - name: secrets
   projected:
     defaultMode: 0440
@@ -217,7 +240,7 @@ The pod of a daemon. Arguments: root, role, user (of NATS), resources.
 {{- $v := .root.Values }}
 metadata:
   labels:
-    {{- include "birdtap.labels" .root | nindent 4 }}
+    {{- include "birdtap.labelsOf" . | nindent 4 }}
     app.kubernetes.io/component: {{ .role }}
   {{- with $v.podAnnotations }}
   annotations: {{- toYaml . | nindent 4 }}
@@ -251,7 +274,7 @@ spec:
   {{- end }}
   containers:
     - name: birdtap
-      image: {{ include "birdtap.image" .root }}
+      image: {{ include "birdtap.image" . }}
       imagePullPolicy: {{ $v.image.pullPolicy }}
       args: [{{ .role }}]
       env: {{- include "birdtap.env" . | nindent 8 }}
