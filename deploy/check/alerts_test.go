@@ -212,6 +212,10 @@ func TestAlerts(t *testing.T) {
 			series: []string{`birdtap_ready{job="birdtap",instance="ingest-1"} 1x10 0x100`},
 			fires:  map[int][]string{12: nil, 13: {"BirdtapNotReady"}},
 		},
+		"a server lacks a part": {
+			series: []string{"birdtap_queue_replicas" + at + "3x100", "birdtap_queue_replicas_current" + at + "3x10 2x20 3x70"},
+			fires:  map[int][]string{25: nil, 27: {"BirdtapQueueLacksReplica"}, 33: nil},
+		},
 		"checkpoint fails": {
 			series: []string{"birdtap_checkpoint_failures_total" + at + "2x10 3+2x100"},
 			fires:  map[int][]string{11: nil, 20: {"BirdtapCheckpointFails"}},
