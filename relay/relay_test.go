@@ -360,7 +360,7 @@ func TestBrokenDestinationKillsNothing(t *testing.T) {
 				r := g.start(of(seldom(g.queue)))
 				lasts := time.Hour
 				if underRace() {
-					lasts /= 4
+					lasts /= 6
 				}
 				time.Sleep(lasts)
 				g.wantSums(sums{accepted: n, queued: n})
@@ -468,7 +468,7 @@ func TestThrottledCallsFallAndComeBack(t *testing.T) {
 			}
 			return 0
 		})
-		const n = 20_000
+		const n = 12_000
 		g.commit(receipts(0, n, n)...)
 		g.start(of(seldom(g.queue)), func(o *Options) { o.BatchMaxRecords = 3 })
 		phase := func(d time.Duration) (int32, int32) {
