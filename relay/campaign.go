@@ -3,6 +3,7 @@ package relay
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"time"
 
 	"go.uber.org/zap"
@@ -230,16 +231,13 @@ func (t *term) recount() {
 
 // openCampaigns reads the pages of the counts, before anything can be settled. It is done
 // once: from then on the checkpoints of this term go on from there.
-func (t *term) openCampaigns(ctx context.Context, trouble *hush) bool {
+func (t *term) openCampaigns(ctx context.Context) error {
 	campaigns, err := t.opts.Queue.OpenCampaigns(ctx, store.CampaignsOfRelay, t.startCampaigns)
 	if err != nil {
-		if ctx.Err() == nil && trouble.over(time.Now()) {
-			t.log.Warn("cannot read the counts per campaign", zap.Error(err))
-		}
-		return false
+		return fmt.Errorf("counts per campaign: %w", err)
 	}
 	t.send(ctx, func() { t.campaigns = campaigns })
-	return true
+	return nil
 }
 
 // campaignChanges is what the checkpoint that is being made up says about campaigns.

@@ -21,17 +21,18 @@ const (
 )
 
 // read brings the frames of the queue to the loop, in order: first what it takes to
-// go on where the last term ended, then everything from the floor on.
+// go on where the last term ended, all of that at once, since a hand-over waits for it;
+// then everything from the floor on.
 func (t *term) read(ctx context.Context) {
-	var trouble hush
-	for _, first := range []func(context.Context, *hush) bool{t.openCampaigns, t.recall} {
-		for !first(ctx, &trouble) {
-			if ctx.Err() != nil {
-				return
-			}
-			wait(ctx, readRetry)
-		}
+	var first sync.WaitGroup
+	for _, look := range []func(context.Context) error{t.openCampaigns, t.recall, t.refill} {
+		first.Go(func() { t.insist(ctx, look) })
 	}
+	first.Wait()
+	if ctx.Err() != nil {
+		return
+	}
+	var trouble hush
 	reader := t.opts.Queue.Read(t.startFloor)
 	defer reader.Close()
 	for {
@@ -63,18 +64,28 @@ func (t *term) read(ctx context.Context) {
 	}
 }
 
-// recall finds the letters that outran the last checkpoint, and fills the dedup
-// window from the receipts that are kept.
-func (t *term) recall(ctx context.Context, trouble *hush) bool {
+// insist looks until it has seen, or ctx ends.
+func (t *term) insist(ctx context.Context, look func(context.Context) error) {
+	var trouble hush
+	for {
+		err := look(ctx)
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		if trouble.over(time.Now()) {
+			t.log.Warn("cannot read the queue", zap.Error(err))
+		}
+		wait(ctx, readRetry)
+	}
+}
+
+// recall finds the letters that outran the last checkpoint.
+func (t *term) recall(ctx context.Context) error {
 	died, last, err := t.opts.Queue.LettersSince(ctx, t.startDead, t.startFloor)
 	if err == nil {
 		t.send(ctx, func() { t.recalled(died, last) })
-		err = t.refill(ctx)
 	}
-	if err != nil && ctx.Err() == nil && trouble.over(time.Now()) {
-		t.log.Warn("cannot read the queue", zap.Error(err))
-	}
-	return err == nil
+	return err
 }
 
 // recalled takes in the letters that outran the last checkpoint.
