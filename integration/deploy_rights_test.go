@@ -99,10 +99,13 @@ func rolesWork(t *testing.T, c *shippedCluster) {
 	for range 20 {
 		post(100, "Offer")
 	}
+	if code := postUpload(t, "http://"+door, `{"notification_id":"1","user_id":"u","evtData":{"status":"READ"}}`); code != http.StatusOK { // nobody sent that
+		t.Errorf("answered %d", code)
+	}
 	post(3, "Notification Sent") // a reserved name
 	a := operator.drained(time.Minute)
-	if a.Delivered != 2000 || a.Dead != 3 {
-		t.Errorf("%+v, want 2000 delivered and 3 dead", a)
+	if a.Delivered != 2000 || a.Dead != 4 {
+		t.Errorf("%+v, want 2000 delivered and 4 dead", a)
 	}
 	eventually(t, time.Minute, "the queue is trimmed", func() bool { return firstFrame(t, c) > 1 })
 
@@ -114,14 +117,14 @@ func rolesWork(t *testing.T, c *shippedCluster) {
 	}
 	command("resume")
 	operator.drained(time.Minute)
-	if out := command("dead", "list", "--json"); strings.Count(out, "\n") != 3 {
+	if out := command("dead", "list", "--json"); strings.Count(out, "\n") != 4 {
 		t.Errorf("dead list:\n%s", out)
 	}
-	command("relay", "--replay", "--reason", "refused", "--limit", "1") // refused once more
+	command("relay", "--replay", "--reason", "refused", "--limit", "2") // looked up, and refused once more
 	command("relay", "--replay", "--delivered", "--since", "1h", "--limit", "5")
 	operator.drained(time.Minute)
 	command("dead", "purge", "--reason", "refused", "--limit", "1", "--yes")
-	if out := command("dead", "export"); strings.Count(out, "\n") != 2 {
+	if out := command("dead", "export"); strings.Count(out, "\n") != 3 {
 		t.Errorf("dead export:\n%s", out)
 	}
 
@@ -270,8 +273,8 @@ var (
 		},
 		"birdtap-operator": {
 			publish: slices.Concat(streamInfo, reads(receiptStream), reads(deadStream), reads(sendStream), reads(heldStream), reads(unsentStream),
-				with("$JS.API.STREAM.INFO.", sendStream, heldStream, unsentStream),
-				with("$JS.API.STREAM.MSG.GET.", receiptStream, deadStream, stateStream, identityStream, heldStream),
+				with("$JS.API.STREAM.INFO.", sendStream, heldStream, unsentStream, noteStream),
+				with("$JS.API.STREAM.MSG.GET.", receiptStream, deadStream, stateStream, identityStream, heldStream, noteStream),
 				[]string{
 					"BIRDTAP.receipts", "BIRDTAP.dead", "BIRDTAP.state.pause", "BIRDTAP.state.purged", "BIRDTAP.news.pause",
 					"BIRDTAP.sends", "BIRDTAP.run.x", "BIRDTAP.order.x", "BIRDTAP.news.sender", "$JS.API.STREAM.PURGE." + heldStream,
