@@ -172,6 +172,7 @@ func TestRefusalWithAnAbsurdCode(t *testing.T) {
 }
 
 func TestRecordAnswered555StepsAside(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, g *scene) {
 		var refusals atomic.Int32
 		g.fake.Judge(func(r clevertaptest.Record) int {
@@ -342,6 +343,7 @@ func TestRefusingDestinationDuringASearch(t *testing.T) {
 
 // An hour of answers that are about the destination, not about the records.
 func TestBrokenDestinationKillsNothing(t *testing.T) {
+	t.Parallel()
 	for name, does := range map[string]clevertaptest.Behaviour{
 		"400":  clevertaptest.Status(400, nil, ""),
 		"401":  clevertaptest.Status(401, nil, ""),
@@ -353,6 +355,7 @@ func TestBrokenDestinationKillsNothing(t *testing.T) {
 		"html": clevertaptest.HTML(),
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			bubble(t, func(t *testing.T, g *scene) {
 				const n = 2000
 				g.fake.Always(does)
@@ -407,6 +410,7 @@ func TestUnclearRecordDies(t *testing.T) {
 }
 
 func TestCallOfUnknownOutcomeGoesAgain(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		does  clevertaptest.Behaviour
 		taken bool
@@ -427,6 +431,7 @@ func TestCallOfUnknownOutcomeGoesAgain(t *testing.T) {
 		"a gigabyte, packed": {clevertaptest.HugeGzip(1 << 30), false},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			bubble(t, func(t *testing.T, g *scene) {
 				g.fake.Script(c.does)
 				g.commit(receipts(0, 100, 10)...) // the first call carries 0 to 9
@@ -455,6 +460,7 @@ func sameRecords(a, b []clevertaptest.Record) bool {
 
 // Others use the account, too: CleverTap takes 15 calls, then one, then 15 again.
 func TestThrottledCallsFallAndComeBack(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, g *scene) {
 		var limit, most atomic.Int32
 		var refusals atomic.Int32
@@ -1308,6 +1314,7 @@ func TestCheckpointIsBounded(t *testing.T) {
 // What the dedup window before the oldest waiting receipt may ask for stays through
 // a restart, although it is older than what is kept.
 func TestTrimmingKeepsTheDedupWindowThroughARestart(t *testing.T) {
+	t.Parallel()
 	bubble(t, func(t *testing.T, g *scene) {
 		r := g.start(of(seldom(g.queue)))
 		g.commit(receipts(0, 10, 10)...)

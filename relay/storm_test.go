@@ -25,6 +25,7 @@ func percent(share, status int) func(clevertaptest.Call) clevertaptest.Behaviour
 // sent twice, and soon after it all the calls that may be are in flight again. While it
 // takes nothing there is one call at a time, and few of them.
 func TestStorms(t *testing.T) {
+	t.Parallel()
 	everything := func(b clevertaptest.Behaviour) func(clevertaptest.Call) clevertaptest.Behaviour {
 		return func(clevertaptest.Call) clevertaptest.Behaviour { return b }
 	}
@@ -48,6 +49,7 @@ func TestStorms(t *testing.T) {
 		}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			bubble(t, func(t *testing.T, g *scene) {
 				n := 0
 				traffic := func(d time.Duration) { // more than the calls can carry
