@@ -93,6 +93,12 @@ func newDocker(t *testing.T) *docker {
 	return d
 }
 
+// of is the same for a test within the test.
+func (d docker) of(t *testing.T) *docker {
+	d.t = t
+	return &d
+}
+
 // network makes one more network.
 func (d *docker) network() *testcontainers.DockerNetwork {
 	d.t.Helper()
@@ -185,7 +191,7 @@ func (d *docker) removeImage(tag string) {
 	if err := plain(context.Background(), client.ImageRemove, tag); err != nil {
 		d.t.Errorf("remove image %s: %v", tag, err)
 	}
-	for _, step := range built.Items {
+	for _, step := range built.Items[min(1, len(built.Items)):] { // the first is the image itself, which may have another name, too
 		// The engine may have removed it with the last, or need it for another image.
 		_ = plain(context.Background(), client.ImageRemove, step.ID)
 	}

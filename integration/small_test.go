@@ -30,7 +30,7 @@ func TestLargestBodiesInASmallContainer(t *testing.T) {
 	for name, processors := range map[string]float64{"one-processor": 1, "a-tenth-of-a-processor": 0.1} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c := d.small(image, name, processors)
+			c := d.of(t).small(image, name, processors)
 			door, window := endpoint(t, c, "8080/tcp", "http")+"/1/upload", endpoint(t, c, "9090/tcp", "http")
 			const callers, posts = 4, 2
 			taken, answers := postLargest(t, name, door, callers, posts)
