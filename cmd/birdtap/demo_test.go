@@ -20,6 +20,9 @@ import (
 // buildProgram is the program as users run it: the demo starts itself as a daemon.
 func buildProgram(t *testing.T) string {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("a program of its own, which the race detector does not look into: make test and make demo run it")
+	}
 	binary := filepath.Join(t.TempDir(), "birdtap")
 	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", binary, ".").CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
